@@ -1,0 +1,198 @@
+//! What happens, one type for each thing. This is the only place that logs.
+//!
+//! A module that decides something fills in the type and calls `emit`. The keys are Postfix's words
+//! (`queue_id`, `to`, `relay`, `delay`, `dsn`, `status`), so that an operator can guess them.
+//! Severity is the operator's: a deferred delivery is news, not a warning.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tracing::{debug, error, info, warn};
+
+use crate::mail::{Message, Outcome, QueueId, RecipientOutcome, Reply};
+
+/// A connection was refused in the greeting.
+#[derive(Debug)]
+pub struct PeerRefused<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// Who tried.
+    pub peer: IpAddr,
+    /// What it was told.
+    pub reply: &'a Reply,
+}
+
+impl PeerRefused<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { listener, peer, reply } = self;
+        warn!(event = "rejected", listener, client = %peer, %reply, "client refused");
+    }
+}
+
+/// A command or a message was refused.
+#[derive(Debug)]
+pub struct Rejected<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// Who tried.
+    pub peer: IpAddr,
+    /// What it was told.
+    pub reply: &'a Reply,
+}
+
+impl Rejected<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { listener, peer, reply } = self;
+        info!(event = "rejected", listener, client = %peer, %reply, "rejected");
+    }
+}
+
+/// A connection ended.
+#[derive(Debug)]
+pub struct Disconnected<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// Who it was.
+    pub peer: IpAddr,
+    /// Messages taken in it.
+    pub messages: usize,
+    /// Why it ended, if not by QUIT.
+    pub reason: Option<&'a str>,
+}
+
+impl Disconnected<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { listener, peer, messages, reason } = self;
+        let reason = reason.unwrap_or("quit");
+        debug!(event = "disconnected", listener, client = %peer, messages, reason, "disconnected");
+    }
+}
+
+/// A message is on stable storage and its client is about to be told.
+#[derive(Debug)]
+pub struct Queued<'a> {
+    /// The message.
+    pub message: &'a Message,
+    /// From the last octet to durable.
+    pub commit: Duration,
+}
+
+impl Queued<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let m = self.message;
+        info!(
+            event = "queued",
+            queue_id = %m.id,
+            message_id = m.message_id,
+            from = %m.envelope.reverse_path,
+            nrcpt = m.envelope.recipients.len(),
+            size = m.size,
+            client = %m.client.address,
+            helo = m.client.helo,
+            listener = m.client.listener,
+            commit_ms = millis(self.commit),
+            "queued"
+        );
+    }
+}
+
+/// An attempt to deliver ended: one line for each recipient.
+#[derive(Debug)]
+pub struct Delivery<'a> {
+    /// The message as it was before the attempt.
+    pub message: &'a Message,
+    /// The route's name.
+    pub route: &'a str,
+    /// The upstream's name.
+    pub upstream: &'a str,
+    /// What came of it, for the recipients that were pending.
+    pub outcome: &'a Outcome,
+    /// From acceptance to now.
+    pub delay: Duration,
+}
+
+impl Delivery<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let m = self.message;
+        let pending = m.recipients().filter(|(_, s)| s.is_pending());
+        for ((recipient, _), outcome) in pending.zip(&self.outcome.recipients) {
+            let (status, dsn, reply) = match outcome {
+                RecipientOutcome::Sent { reply } => ("sent", reply.status(), reply.to_string()),
+                RecipientOutcome::Deferred(f) => ("deferred", Some(f.status), f.to_string()),
+                RecipientOutcome::Bounced(f) => ("bounced", Some(f.status), f.to_string()),
+                RecipientOutcome::Unconfirmed(f) => ("unconfirmed", Some(f.status), f.to_string()),
+            };
+            info!(
+                event = "delivery",
+                queue_id = %m.id,
+                message_id = m.message_id,
+                from = %m.envelope.reverse_path,
+                to = %recipient.path,
+                route = self.route,
+                upstream = self.upstream,
+                relay = self.outcome.relay.as_deref().unwrap_or("none"),
+                attempt = m.attempts + 1,
+                status,
+                dsn = dsn.map_or_else(|| "2.0.0".to_owned(), |d| d.to_string()),
+                reply,
+                delay_ms = millis(self.delay),
+                connection_setup_ms = millis(self.outcome.connection_setup),
+                transmission_ms = millis(self.outcome.transmission),
+                tls = self.outcome.tls.as_deref().unwrap_or("none"),
+                size = m.size,
+                "delivery"
+            );
+        }
+    }
+}
+
+/// A message was given up and is now a dead letter.
+#[derive(Debug)]
+pub struct Dead<'a> {
+    /// The message.
+    pub message: &'a Message,
+}
+
+impl Dead<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let m = self.message;
+        let failed = m.status.iter().filter(|s| s.is_failed()).count();
+        let reason = m.status.iter().filter(|s| s.is_failed()).find_map(|s| s.failure());
+        warn!(
+            event = "dead",
+            queue_id = %m.id,
+            message_id = m.message_id,
+            from = %m.envelope.reverse_path,
+            failed,
+            reason = reason.map(ToString::to_string).unwrap_or_default(),
+            "moved to the dead letters"
+        );
+    }
+}
+
+/// The spool could not do something.
+#[derive(Debug)]
+pub struct SpoolFailed<'a> {
+    /// Which message, if one.
+    pub queue_id: Option<QueueId>,
+    /// What went wrong.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl SpoolFailed<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let queue_id = self.queue_id.map(|id| id.to_string()).unwrap_or_default();
+        error!(event = "spool", queue_id, error = %self.error, "spool failed");
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}

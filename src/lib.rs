@@ -1,0 +1,9 @@
+//! Postgate.
+pub mod clock;
+pub mod event;
+pub mod mail;
+pub mod policy;
+pub mod secret;
+pub mod smtp;
+pub mod spool;
+pub mod upstream;

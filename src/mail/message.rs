@@ -1,0 +1,347 @@
+//! A message as the queue knows it: envelope, origin, and how far each recipient has come.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Envelope, Recipient};
+use super::outcome::{Failure, Outcome, RecipientOutcome};
+use super::queue_id::QueueId;
+use super::reply::Reply;
+use crate::clock::Timestamp;
+
+/// How many attempts a message remembers; the oldest are forgotten first.
+pub const HISTORY_MAX: usize = 16;
+
+/// Everything that is stored beside the body.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Message {
+    /// Its name.
+    pub id: QueueId,
+    /// When it was received.
+    pub received: Timestamp,
+    /// Octets of the body as stored.
+    pub size: u64,
+    /// Who handed it in.
+    pub client: Client,
+    /// Sender and recipients.
+    pub envelope: Envelope,
+    /// The Message-ID header's value with its brackets; empty when it could not be read.
+    pub message_id: String,
+    /// One status for each recipient of the envelope, in its order.
+    pub status: Vec<RecipientStatus>,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// The latest attempts, oldest first, at most [`HISTORY_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Attempt>,
+}
+
+/// Who handed a message in.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Client {
+    /// The peer's address, IPv4-mapped addresses unwrapped.
+    pub address: IpAddr,
+    /// Its EHLO or HELO name.
+    pub helo: String,
+    /// The name of the listener it came in by.
+    pub listener: String,
+}
+
+/// How far one recipient has come.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum RecipientStatus {
+    /// Not tried yet.
+    Queued,
+    /// Tried and put off.
+    Deferred {
+        /// Why.
+        failure: Failure,
+    },
+    /// An upstream may have it; only that upstream may be asked again.
+    Unconfirmed {
+        /// The upstream's name in the configuration.
+        upstream: String,
+        /// What was lost.
+        failure: Failure,
+    },
+    /// Handed over.
+    Sent {
+        /// The upstream's name in the configuration.
+        upstream: String,
+        /// Its reply.
+        reply: Reply,
+        /// When.
+        at: Timestamp,
+    },
+    /// Refused for good.
+    Bounced {
+        /// Why.
+        failure: Failure,
+    },
+    /// Given up after the longest time in the queue.
+    Expired {
+        /// The last failure; `None` if it was never tried.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
+    },
+}
+
+impl RecipientStatus {
+    /// Whether there is still something to do.
+    pub const fn is_pending(&self) -> bool {
+        matches!(self, Self::Queued | Self::Deferred { .. } | Self::Unconfirmed { .. })
+    }
+
+    /// Whether the mail did not reach its next hop and never will.
+    pub const fn is_failed(&self) -> bool {
+        matches!(self, Self::Bounced { .. } | Self::Expired { .. })
+    }
+
+    /// The last failure, if there was one.
+    pub const fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Deferred { failure }
+            | Self::Unconfirmed { failure, .. }
+            | Self::Bounced { failure }
+            | Self::Expired { failure: Some(failure) } => Some(failure),
+            Self::Queued | Self::Sent { .. } | Self::Expired { failure: None } => None,
+        }
+    }
+
+    /// Postfix's word for it, as logs and lists show it.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Deferred { .. } => "deferred",
+            Self::Unconfirmed { .. } => "unconfirmed",
+            Self::Sent { .. } => "sent",
+            Self::Bounced { .. } => "bounced",
+            Self::Expired { .. } => "expired",
+        }
+    }
+}
+
+/// One attempt, as `queue show` tells it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When it ended.
+    pub at: Timestamp,
+    /// The upstream's name in the configuration.
+    pub upstream: String,
+    /// Whom it talked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
+    /// Recipients handed over by it.
+    pub sent: usize,
+    /// Recipients not handed over by it.
+    pub failed: usize,
+    /// The first failure, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// Where a message stands in the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueState {
+    /// Stored, not yet tried.
+    Incoming,
+    /// Being delivered.
+    Active,
+    /// Waiting for its next attempt.
+    Deferred,
+    /// Waiting for the operator.
+    Held,
+    /// Given up; kept for the operator.
+    Dead,
+    /// Finished, still remembered.
+    Sent,
+}
+
+impl QueueState {
+    /// The word in lists and filters.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::Active => "active",
+            Self::Deferred => "deferred",
+            Self::Held => "held",
+            Self::Dead => "dead",
+            Self::Sent => "sent",
+        }
+    }
+}
+
+impl Message {
+    /// A message that was just received.
+    pub fn new(id: QueueId, received: Timestamp, client: Client, envelope: Envelope) -> Self {
+        let status = vec![RecipientStatus::Queued; envelope.recipients.len()];
+        Self {
+            id,
+            received,
+            size: 0,
+            client,
+            envelope,
+            message_id: String::new(),
+            status,
+            attempts: 0,
+            history: Vec::new(),
+        }
+    }
+
+    /// Each recipient with its status.
+    pub fn recipients(&self) -> impl Iterator<Item = (&Recipient, &RecipientStatus)> {
+        self.envelope.recipients.iter().zip(&self.status)
+    }
+
+    /// The envelope for the next attempt: the recipients there is still something to do for.
+    pub fn pending(&self) -> Envelope {
+        let pending = self.recipients().filter(|(_, s)| s.is_pending()).map(|(r, _)| r.clone());
+        Envelope { recipients: pending.collect(), ..self.envelope.clone() }
+    }
+
+    /// Whether a recipient is still to be served.
+    pub fn is_pending(&self) -> bool {
+        self.status.iter().any(RecipientStatus::is_pending)
+    }
+
+    /// Whether a recipient was given up.
+    pub fn has_failed(&self) -> bool {
+        self.status.iter().any(RecipientStatus::is_failed)
+    }
+
+    /// Writes down what an attempt with [`pending`](Self::pending)'s envelope came to.
+    pub fn record(&mut self, upstream: &str, outcome: &Outcome, at: Timestamp) {
+        let pending = self.status.iter_mut().filter(|s| s.is_pending());
+        for (status, outcome) in pending.zip(&outcome.recipients) {
+            *status = match outcome.clone() {
+                RecipientOutcome::Sent { reply } => {
+                    RecipientStatus::Sent { upstream: upstream.into(), reply, at }
+                }
+                RecipientOutcome::Deferred(failure) => match status {
+                    // A later attempt that failed before the dot does not make the earlier,
+                    // unanswered one undone.
+                    RecipientStatus::Unconfirmed { .. } => continue,
+                    _ => RecipientStatus::Deferred { failure },
+                },
+                RecipientOutcome::Bounced(failure) => RecipientStatus::Bounced { failure },
+                RecipientOutcome::Unconfirmed(failure) => {
+                    RecipientStatus::Unconfirmed { upstream: upstream.into(), failure }
+                }
+            };
+        }
+        let failures = || outcome.recipients.iter().filter_map(RecipientOutcome::failure);
+        self.attempts = self.attempts.saturating_add(1);
+        if self.history.len() >= HISTORY_MAX {
+            self.history.remove(0);
+        }
+        self.history.push(Attempt {
+            at,
+            upstream: upstream.into(),
+            relay: outcome.relay.clone(),
+            sent: outcome.recipients.len() - failures().count(),
+            failed: failures().count(),
+            failure: failures().next().map(ToString::to_string),
+        });
+    }
+
+    /// Gives up on every recipient that is still pending.
+    pub fn expire(&mut self) {
+        for status in self.status.iter_mut().filter(|s| s.is_pending()) {
+            *status = RecipientStatus::Expired { failure: status.failure().cloned() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::{Blame, EnhancedStatus, ForwardPath, Handoff, Mailbox, ReversePath, Stage};
+
+    fn message(recipients: &[&str]) -> Message {
+        let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
+        let envelope = Envelope {
+            reverse_path: ReversePath::Mailbox(mailbox("a@example.com")),
+            recipients: recipients.iter().map(|r| ForwardPath(mailbox(r)).into()).collect(),
+            body: crate::mail::BodyKind::SevenBit,
+            smtputf8: false,
+            ret: None,
+            envid: None,
+        };
+        let client = Client {
+            address: "192.0.2.1".parse().unwrap(),
+            helo: "h".into(),
+            listener: "l".into(),
+        };
+        Message::new(QueueId::from_u64(7), Timestamp::from_millis(1), client, envelope)
+    }
+
+    fn failure(handoff: Handoff) -> Failure {
+        Failure {
+            stage: Stage::Rcpt,
+            blame: Blame::Recipient,
+            handoff,
+            reply: None,
+            status: EnhancedStatus::new(4, 2, 2),
+            detail: "full".into(),
+        }
+    }
+
+    fn outcome(recipients: Vec<RecipientOutcome>) -> Outcome {
+        Outcome {
+            recipients,
+            ..Outcome::all(0, &RecipientOutcome::Deferred(failure(Handoff::NotSent)))
+        }
+    }
+
+    fn sent() -> RecipientOutcome {
+        RecipientOutcome::Sent {
+            reply: Reply::new(250, EnhancedStatus::new(2, 0, 0), "queued as 1"),
+        }
+    }
+
+    #[test]
+    fn only_pending_recipients_are_tried_again_and_each_outcome_finds_its_own() {
+        let mut m = message(&["a@x", "b@x", "c@x"]);
+        let at = Timestamp::from_millis(9);
+        let deferred = RecipientOutcome::Deferred(failure(Handoff::NotSent));
+        let bounced = RecipientOutcome::Bounced(failure(Handoff::NotSent));
+        m.record("core", &outcome(vec![sent(), deferred, bounced]), at);
+        let words: Vec<_> = m.status.iter().map(RecipientStatus::word).collect();
+        assert_eq!(words, ["sent", "deferred", "bounced"]);
+        assert_eq!(m.pending().recipients.len(), 1);
+        m.record("core", &outcome(vec![sent()]), at);
+        assert!(!m.is_pending() && m.has_failed());
+        assert_eq!((m.attempts, m.history.len()), (2, 2));
+        let json = serde_json::to_string(&m).unwrap();
+        assert_eq!(serde_json::from_str::<Message>(&json).unwrap(), m);
+    }
+
+    #[test]
+    fn an_unconfirmed_recipient_stays_so_until_the_same_upstream_answers() {
+        let mut m = message(&["a@x"]);
+        let at = Timestamp::from_millis(9);
+        m.record(
+            "core",
+            &outcome(vec![RecipientOutcome::Unconfirmed(failure(Handoff::Unknown))]),
+            at,
+        );
+        m.record("core", &outcome(vec![RecipientOutcome::Deferred(failure(Handoff::NotSent))]), at);
+        assert_eq!(m.status[0].word(), "unconfirmed");
+        m.record("core", &outcome(vec![sent()]), at);
+        assert_eq!(m.status[0].word(), "sent");
+    }
+
+    #[test]
+    fn the_history_is_bounded() {
+        let mut m = message(&["a@x"]);
+        for n in 0..HISTORY_MAX as u64 + 1 {
+            let deferred = RecipientOutcome::Deferred(failure(Handoff::NotSent));
+            m.record("core", &outcome(vec![deferred]), Timestamp::from_millis(n));
+        }
+        assert_eq!(m.history.len(), HISTORY_MAX);
+        assert_eq!(m.history[0].at, Timestamp::from_millis(1));
+    }
+}

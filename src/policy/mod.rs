@@ -1,0 +1,3 @@
+//! Decisions: pure functions and state machines that are given the time.
+
+pub mod networks;

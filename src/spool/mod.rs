@@ -1,0 +1,194 @@
+//! The spool: the durable store, and the only place where receiving and delivering meet.
+//!
+//! [`Spool`] is what the rest of the program sees. What it promises, and when, is `docs/spool.md`;
+//! what every implementation must do is the conformance suite.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::mail::{Body, Message, QueueId, QueueState};
+
+/// A durable queue of messages.
+#[async_trait]
+pub trait Spool: Send + Sync + 'static {
+    /// Starts a message: gives it an id, and takes its body piece by piece.
+    ///
+    /// Fails at once when the spool takes no new mail (see [`SpoolError::Full`]).
+    async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError>;
+
+    /// Takes up to `limit` messages that are due at `now`, oldest due time first, each for as long
+    /// as `lease`. A claim that was neither settled nor extended by then may be given out again.
+    async fn claim(
+        &self,
+        now: Timestamp,
+        limit: usize,
+        lease: Duration,
+    ) -> Result<Vec<Claim>, SpoolError>;
+
+    /// The content of a claimed message.
+    async fn body(&self, claim: &Claim) -> Result<Body, SpoolError>;
+
+    /// Writes down what came of a claim; `Ok` means durable.
+    ///
+    /// Fails with [`SpoolError::Stale`] when the claim is no longer the current one: the lease ran
+    /// out and someone else has it, or an operator deleted the message.
+    async fn settle(&self, claim: Claim, settlement: Settlement) -> Result<(), SpoolError>;
+
+    /// When the next message falls due; `None` when nothing waits for a time.
+    fn next_due(&self) -> Option<Timestamp>;
+
+    /// Returns when something may have become due sooner than [`next_due`](Self::next_due) said. It
+    /// may return without reason, and it never misses a change made after it was called.
+    async fn wait(&self);
+
+    /// How much is in it. Cheap.
+    fn stats(&self) -> Stats;
+
+    /// Why new mail is refused at the moment; `None` when it is not. Cheap.
+    fn refusal(&self) -> Option<SpoolError>;
+
+    /// Up to `limit` messages with ids above `after`, by id.
+    async fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<Entry>, SpoolError>;
+
+    /// One message; also one that was finished lately, as [`QueueState::Sent`].
+    async fn show(&self, id: QueueId) -> Result<Option<Entry>, SpoolError>;
+
+    /// Does what the operator says to one message; `Ok` means durable.
+    async fn act(&self, id: QueueId, action: Action, now: Timestamp) -> Result<(), SpoolError>;
+
+    /// Stops taking work and makes everything durable. Later calls fail with [`SpoolError::Closed`].
+    async fn close(&self);
+}
+
+/// A message on its way in. Dropped without [`commit`](Self::commit), it leaves nothing behind.
+#[async_trait]
+pub trait Draft: Send {
+    /// The id the message will have.
+    fn id(&self) -> QueueId;
+
+    /// Adds to the body.
+    async fn write(&mut self, chunk: Bytes) -> Result<(), SpoolError>;
+
+    /// Stores the message. **`Ok` means durable**: only then may the client be told 250.
+    ///
+    /// On `Err` the message is not in the queue and never will be.
+    async fn commit(self: Box<Self>, message: Message) -> Result<(), SpoolError>;
+}
+
+/// A message taken for delivery. While it is held nobody else delivers it.
+#[derive(Debug)]
+pub struct Claim {
+    /// The message; the holder changes it and gives it back with [`Spool::settle`].
+    pub message: Message,
+    /// Which claim of this message this is; an older one is refused.
+    pub epoch: u64,
+}
+
+/// What becomes of a claimed message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settlement {
+    /// Every recipient is served: forget it.
+    Finished,
+    /// Store the changed message, and try again at this time.
+    Deferred(Timestamp),
+    /// Store the changed message among the dead letters.
+    Dead,
+    /// Nothing was tried: give it back unchanged, due at this time.
+    Released(Timestamp),
+}
+
+/// What an operator can do to a message that is not being delivered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Due now.
+    Retry,
+    /// Kept back until released.
+    Hold,
+    /// Back into the queue, due now.
+    Release,
+    /// Out of the dead letters back into the queue: failed recipients are tried again.
+    Requeue,
+    /// Gone for good.
+    Delete,
+}
+
+/// A message and where it stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The message.
+    pub message: Message,
+    /// Its place in the queue.
+    pub state: QueueState,
+    /// When it falls due, where it waits for a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Timestamp>,
+}
+
+/// How much is in the spool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// Messages that were never tried.
+    pub incoming: u64,
+    /// Messages being delivered.
+    pub active: u64,
+    /// Messages that wait for their next attempt.
+    pub deferred: u64,
+    /// Messages that wait for the operator.
+    pub held: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Octets of all bodies.
+    pub bytes: u64,
+}
+
+impl Stats {
+    /// All messages, dead letters included.
+    pub const fn messages(&self) -> u64 {
+        self.incoming + self.active + self.deferred + self.held + self.dead
+    }
+}
+
+/// Why the spool did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SpoolError {
+    /// No new mail for want of space: on the disk, or under a limit of the configuration. What is
+    /// queued is still delivered, and service resumes by itself.
+    #[error("spool is full: {0}")]
+    Full(&'static str),
+    /// The message is larger than its announced or allowed size for the memory at hand; try later.
+    #[error("too many message octets in memory")]
+    Busy,
+    /// The disk failed.
+    #[error("spool {action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::sync::Arc<std::io::Error>,
+    },
+    /// A stored record does not hold what was written.
+    #[error("message {0} is damaged on disk")]
+    Damaged(QueueId),
+    /// No such message.
+    #[error("no message {0} in the queue")]
+    NotFound(QueueId),
+    /// The claim is not the current one.
+    #[error("message {0} is no longer claimed by this attempt")]
+    Stale(QueueId),
+    /// The message is being delivered at this moment.
+    #[error("message {0} is being delivered; try again in a moment")]
+    InDelivery(QueueId),
+    /// The action does not fit the message's state.
+    #[error("message {0} is {1}")]
+    WrongState(QueueId, &'static str),
+    /// The spool was closed.
+    #[error("the spool is closed")]
+    Closed,
+}
