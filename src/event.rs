@@ -177,7 +177,6 @@ impl Dead<'_> {
 }
 
 /// The spool could not do something.
-#[derive(Debug)]
 pub struct SpoolFailed<'a> {
     /// Which message, if one.
     pub queue_id: Option<QueueId>,
