@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use crate::mail::{Message, Outcome, QueueId, RecipientOutcome, Reply};
+use crate::mail::{Failure, Message, Outcome, QueueId, RecipientOutcome, Reply};
 
 /// A connection was refused in the greeting.
 #[derive(Debug)]
@@ -173,6 +173,41 @@ impl Dead<'_> {
             reason = reason.map(ToString::to_string).unwrap_or_default(),
             "moved to the dead letters"
         );
+    }
+}
+
+/// A breaker changed its state.
+#[derive(Debug)]
+pub struct BreakerChanged<'a> {
+    /// The upstream's name.
+    pub upstream: &'a str,
+    /// Its new state: closed, open or half-open.
+    pub to: &'a str,
+    /// The failure that opened it.
+    pub reason: Option<&'a Failure>,
+}
+
+impl BreakerChanged<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { upstream, to, reason } = self;
+        let reason = reason.map(ToString::to_string).unwrap_or_default();
+        warn!(event = "breaker", upstream, to, reason, "breaker changed");
+    }
+}
+
+/// Attempts were still under way when the time to finish them was over.
+#[derive(Debug)]
+pub struct DrainCut {
+    /// How many.
+    pub attempts: usize,
+}
+
+impl DrainCut {
+    /// Logs it.
+    pub fn emit(&self) {
+        let attempts = self.attempts;
+        warn!(event = "drain", attempts, "stopped with attempts under way; they will be repeated");
     }
 }
 

@@ -1,9 +1,11 @@
 //! Postgate.
 pub mod clock;
+pub mod delivery;
 pub mod event;
 pub mod mail;
 pub mod policy;
 pub mod secret;
 pub mod smtp;
 pub mod spool;
+pub mod telemetry;
 pub mod upstream;

@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn the_history_is_bounded() {
         let mut m = message(&["a@x"]);
-        for n in 0..HISTORY_MAX as u64 + 1 {
+        for n in 0..=HISTORY_MAX as u64 {
             let deferred = RecipientOutcome::Deferred(failure(Handoff::NotSent));
             m.record("core", &outcome(vec![deferred]), Timestamp::from_millis(n));
         }

@@ -115,9 +115,9 @@ impl Reply {
         let status = status.filter(|s: &EnhancedStatus| u16::from(s.class) == code / 100);
         let prefix = status.map(|s| s.to_string());
         let strip = |line: String| match &prefix {
-            Some(p) => {
-                line.strip_prefix(p.as_str()).map_or(line.clone(), |r| r.trim_start().into())
-            }
+            Some(p) => line
+                .strip_prefix(p.as_str())
+                .map_or_else(|| line.clone(), |r| r.trim_start().into()),
             None => line,
         };
         Self {
@@ -163,7 +163,7 @@ impl Reply {
         for (i, line) in self.lines.iter().enumerate() {
             let mut text = format!("{}{}", self.code, if i == last { ' ' } else { '-' });
             if let Some(status) = self.status {
-                text.push_str(&format!("{status} "));
+                text = format!("{text}{status} ");
             }
             text.push_str(line);
             let mut end = text.len().min(LINE_MAX - 2);

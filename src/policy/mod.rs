@@ -1,3 +1,8 @@
 //! Decisions: pure functions and state machines that are given the time.
 
+pub mod backoff;
+pub mod breaker;
 pub mod networks;
+
+pub use backoff::Backoff;
+pub use breaker::Breaker;

@@ -34,9 +34,10 @@ pub trait Spool: Send + Sync + 'static {
 
     /// Writes down what came of a claim; `Ok` means durable.
     ///
-    /// Fails with [`SpoolError::Stale`] when the claim is no longer the current one: the lease ran
+    /// After an error that is not [`SpoolError::Stale`] the claim still holds: try again, or what was
+    /// delivered will be delivered once more. Fails with `Stale` when the claim is no longer the current one: the lease ran
     /// out and someone else has it, or an operator deleted the message.
-    async fn settle(&self, claim: Claim, settlement: Settlement) -> Result<(), SpoolError>;
+    async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError>;
 
     /// When the next message falls due; `None` when nothing waits for a time.
     fn next_due(&self) -> Option<Timestamp>;
@@ -82,7 +83,7 @@ pub trait Draft: Send {
 /// A message taken for delivery. While it is held nobody else delivers it.
 #[derive(Debug)]
 pub struct Claim {
-    /// The message; the holder changes it and gives it back with [`Spool::settle`].
+    /// The message; the holder changes it and has it stored by [`Spool::settle`].
     pub message: Message,
     /// Which claim of this message this is; an older one is refused.
     pub epoch: u64,

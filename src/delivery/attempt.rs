@@ -1,0 +1,108 @@
+//! One claim, from taking the body to settling what came of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{ATTEMPT_MAX, Lane, Settings};
+use crate::clock::{Clock, Timestamp};
+use crate::event;
+use crate::mail::{
+    Blame, EnhancedStatus, Failure, Handoff, Message, Outcome, QueueId, RecipientOutcome, Stage,
+};
+use crate::spool::{Claim, Settlement, Spool, SpoolError};
+
+/// The pause before a settlement that the spool could not write is tried again.
+const SETTLE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What an attempt works with.
+pub(super) struct Attempt {
+    pub(super) spool: Arc<dyn Spool>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) lane: Arc<Lane>,
+    pub(super) settings: Settings,
+}
+
+impl Attempt {
+    /// Delivers the claimed message and settles the claim.
+    pub(super) async fn run(self, mut claim: Claim) {
+        let outcome = self.deliver(&claim).await;
+        self.lane.heard(&outcome, self.clock.now());
+        let now = self.clock.wall();
+        let upstream = self.lane.upstream.name();
+        event::Delivery {
+            message: &claim.message,
+            route: &self.lane.route,
+            upstream,
+            outcome: &outcome,
+            delay: now.since(claim.message.received),
+        }
+        .emit();
+        claim.message.record(upstream, &outcome, now);
+        let settlement = settlement(&mut claim.message, &self.settings, now, self.clock.chance());
+        self.settle(&claim, settlement).await;
+        if settlement == Settlement::Dead {
+            event::Dead { message: &claim.message }.emit();
+        }
+    }
+
+    async fn deliver(&self, claim: &Claim) -> Outcome {
+        let envelope = claim.message.pending();
+        match self.spool.body(claim).await {
+            Ok(body) => {
+                let deadline = self.clock.now() + ATTEMPT_MAX;
+                self.lane.upstream.deliver(&envelope, &body, deadline).await
+            }
+            Err(error) => {
+                event::SpoolFailed { queue_id: Some(claim.message.id), error: &error }.emit();
+                Outcome::all(envelope.recipients.len(), &unreadable(&error))
+            }
+        }
+    }
+
+    /// Writes the settlement down, again and again if need be: what was delivered and is not
+    /// written down would be delivered twice. Attempts that wait here hold their places, so a disk
+    /// that takes no more settlements stops delivery by itself.
+    async fn settle(&self, claim: &Claim, settlement: Settlement) {
+        let id: QueueId = claim.message.id;
+        while let Err(error) = self.spool.settle(claim, settlement).await {
+            event::SpoolFailed { queue_id: Some(id), error: &error }.emit();
+            match error {
+                SpoolError::Stale(_) | SpoolError::NotFound(_) | SpoolError::Closed => return,
+                _ => tokio::time::sleep(SETTLE_AGAIN).await,
+            }
+        }
+    }
+}
+
+/// The outcome for a message whose body could not be read: a damaged one will not get better.
+fn unreadable(error: &SpoolError) -> RecipientOutcome {
+    let damaged = matches!(error, SpoolError::Damaged(_));
+    let failure = Failure {
+        stage: Stage::Storage,
+        blame: Blame::Local,
+        handoff: Handoff::NotSent,
+        reply: None,
+        status: EnhancedStatus::new(if damaged { 5 } else { 4 }, 3, 0),
+        detail: error.to_string(),
+    };
+    if damaged { RecipientOutcome::Bounced(failure) } else { RecipientOutcome::Deferred(failure) }
+}
+
+/// What becomes of a message after an attempt.
+fn settlement(
+    message: &mut Message,
+    settings: &Settings,
+    now: Timestamp,
+    chance: f64,
+) -> Settlement {
+    if now.since(message.received) >= settings.max_age {
+        message.expire();
+    }
+    if message.is_pending() {
+        Settlement::Deferred(now.after(settings.backoff.delay(message.attempts, chance)))
+    } else if message.has_failed() {
+        Settlement::Dead
+    } else {
+        Settlement::Finished
+    }
+}

@@ -1,0 +1,110 @@
+//! When an attempt starts, and how many run at once.
+//!
+//! The active set is bounded: a message is claimed only when there is room for its attempt and the
+//! breaker admits it, so a dead upstream fills neither memory nor the set.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Attempt;
+use super::{LEASE, Lane, Settings};
+use crate::clock::Clock;
+use crate::event;
+use crate::policy::breaker::State;
+use crate::spool::Spool;
+
+/// The longest sleep: a wall clock that was set, or a machine that was suspended, is noticed by then.
+const SLEEP_MAX: Duration = Duration::from_secs(30);
+
+/// The shortest sleep: what falls due within it is claimed together.
+const TICK: Duration = Duration::from_millis(2);
+
+/// The pause after the spool failed to give out work.
+const CLAIM_AGAIN: Duration = Duration::from_secs(1);
+
+/// Delivers what is due until told to stop.
+pub struct Scheduler {
+    /// Where messages come from.
+    pub spool: Arc<dyn Spool>,
+    /// Time and chance.
+    pub clock: Arc<dyn Clock>,
+    /// Where messages go; swapped by a reload.
+    pub lane: Arc<ArcSwap<Lane>>,
+    /// How; swapped by a reload.
+    pub settings: Arc<ArcSwap<Settings>>,
+}
+
+impl Scheduler {
+    /// Runs until `shutdown`, then lets the attempts under way finish for as long as `drain`.
+    pub async fn run(self, shutdown: CancellationToken, drain: Duration) {
+        let mut attempts = JoinSet::new();
+        loop {
+            let pause = self.fill(&mut attempts).await;
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.spool.wait() => {}
+                Some(_) = attempts.join_next() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+            while attempts.try_join_next().is_some() {}
+        }
+        let finish = async { while attempts.join_next().await.is_some() {} };
+        if tokio::time::timeout(drain, finish).await.is_err() {
+            event::DrainCut { attempts: attempts.len() }.emit();
+        }
+    }
+
+    /// Starts as many attempts as there is room, admission and work for. Returns how long nothing
+    /// will change by itself.
+    async fn fill(&self, attempts: &mut JoinSet<()>) -> Duration {
+        let lane = self.lane.load_full();
+        let settings = **self.settings.load();
+        let now = self.clock.now();
+        let room = lane.capacity.min(settings.max_active.max(1)).saturating_sub(attempts.len());
+        if room == 0 {
+            return SLEEP_MAX;
+        }
+        let admitted = lane.admit(room, now);
+        if admitted == 0 {
+            return until_probe(lane.state(now), now);
+        }
+        let claims = match self.spool.claim(self.clock.wall(), admitted, LEASE).await {
+            Ok(claims) => claims,
+            Err(error) => {
+                lane.withdraw(admitted);
+                event::SpoolFailed { queue_id: None, error: &error }.emit();
+                return CLAIM_AGAIN;
+            }
+        };
+        lane.withdraw(admitted.saturating_sub(claims.len()));
+        let pause = if claims.len() < admitted { self.until_due().max(TICK) } else { SLEEP_MAX };
+        for claim in claims {
+            let attempt = Attempt {
+                spool: Arc::clone(&self.spool),
+                clock: Arc::clone(&self.clock),
+                lane: Arc::clone(&lane),
+                settings,
+            };
+            attempts.spawn(attempt.run(claim));
+        }
+        pause
+    }
+
+    fn until_due(&self) -> Duration {
+        let due = self.spool.next_due().map(|due| due.since(self.clock.wall()));
+        due.map_or(SLEEP_MAX, |d| d.min(SLEEP_MAX))
+    }
+}
+
+/// How long the breaker will admit nothing.
+fn until_probe(state: State, now: Instant) -> Duration {
+    match state {
+        State::Open { until } => until.saturating_duration_since(now).min(SLEEP_MAX),
+        // A probe is under way; its end wakes the scheduler.
+        State::Closed | State::HalfOpen => SLEEP_MAX,
+    }
+}

@@ -1,0 +1,72 @@
+//! Logging: where the lines of [`crate::event`] go.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+/// How lines are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Format {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What is logged. The level can be changed while running.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The least severe level that is written.
+    pub level: LevelFilter,
+    /// How.
+    pub format: Format,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { level: LevelFilter::INFO, format: Format::default() }
+    }
+}
+
+/// Keeps logging alive; dropping it writes out what is left.
+pub struct Telemetry {
+    filter: reload::Handle<Targets, Registry>,
+    _writer: tracing_appender::non_blocking::WorkerGuard,
+}
+
+/// Starts logging to standard error, once for the process.
+///
+/// A reader that stalls does not stall mail: lines are handed to a writer thread through a bounded
+/// queue and the newest are dropped when it is full.
+pub fn start(settings: Settings) -> Telemetry {
+    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let (filter, handle) = reload::Layer::new(targets(settings.level));
+    let lines = tracing_subscriber::fmt::layer().with_span_events(FmtSpan::NONE).with_target(false);
+    let lines = match settings.format {
+        Format::Json => {
+            lines.with_writer(writer).json().flatten_event(true).with_current_span(false).boxed()
+        }
+        Format::Text => lines.with_writer(writer).with_ansi(io::stderr().is_terminal()).boxed(),
+    };
+    // A second start in one process (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    Telemetry { filter: handle, _writer: guard }
+}
+
+impl Telemetry {
+    /// Changes the level.
+    pub fn set_level(&self, level: LevelFilter) {
+        // It fails only when the subscriber is gone, and then nothing logs.
+        let _ = self.filter.reload(targets(level));
+    }
+}
+
+/// Our own lines at `level`; libraries only when something is wrong.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("postgate", level)
+}
