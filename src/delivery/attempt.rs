@@ -106,3 +106,76 @@ fn settlement(
         Settlement::Finished
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::{
+        BodyKind, Client, Envelope, ForwardPath, Mailbox, RecipientStatus, Reply, ReversePath,
+    };
+    use crate::policy::Backoff;
+
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    fn settings() -> Settings {
+        let backoff = Backoff::try_new(MINUTE, 2.0, MINUTE * 60, 0.0).unwrap();
+        Settings { max_active: 10, backoff, max_age: MINUTE * 100 }
+    }
+
+    fn message(outcomes: Vec<RecipientOutcome>) -> Message {
+        let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
+        let envelope = Envelope {
+            reverse_path: ReversePath::Null,
+            recipients: vec![ForwardPath(mailbox("a@x")).into(); outcomes.len()],
+            body: BodyKind::SevenBit,
+            smtputf8: false,
+            ret: None,
+            envid: None,
+        };
+        let address = "192.0.2.1".parse().unwrap();
+        let client = Client { address, helo: "h".into(), listener: "l".into() };
+        let id = QueueId::from_u64(1);
+        let mut message = Message::new(id, Timestamp::from_millis(0), client, envelope);
+        let outcome = Outcome { recipients: outcomes, ..Outcome::all(0, &deferred()) };
+        message.record("core", &outcome, Timestamp::from_millis(1));
+        message
+    }
+
+    fn sent() -> RecipientOutcome {
+        RecipientOutcome::Sent { reply: Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok") }
+    }
+
+    fn deferred() -> RecipientOutcome {
+        unreadable(&SpoolError::Closed)
+    }
+
+    fn bounced() -> RecipientOutcome {
+        unreadable(&SpoolError::Damaged(QueueId::from_u64(1)))
+    }
+
+    fn settle(outcomes: Vec<RecipientOutcome>, after: Duration) -> (Settlement, Message) {
+        let mut message = message(outcomes);
+        let now = Timestamp::from_millis(0).after(after);
+        (settlement(&mut message, &settings(), now, 0.5), message)
+    }
+
+    #[test]
+    fn a_message_is_finished_only_when_every_recipient_is_served() {
+        assert_eq!(settle(vec![sent(), sent()], MINUTE).0, Settlement::Finished);
+        let due = Timestamp::from_millis(0).after(MINUTE * 2);
+        assert_eq!(settle(vec![sent(), deferred()], MINUTE).0, Settlement::Deferred(due));
+        assert_eq!(settle(vec![sent(), bounced()], MINUTE).0, Settlement::Dead);
+        assert_eq!(settle(vec![deferred(), bounced()], MINUTE).0, Settlement::Deferred(due));
+    }
+
+    #[test]
+    fn what_is_pending_at_the_longest_age_expires_and_what_was_sent_stays_sent() {
+        let almost = MINUTE * 99 + Duration::from_millis(59_999);
+        assert!(matches!(settle(vec![deferred()], almost).0, Settlement::Deferred(_)));
+        let (settlement, message) = settle(vec![sent(), deferred()], MINUTE * 100);
+        assert_eq!(settlement, Settlement::Dead);
+        let words: Vec<_> = message.status.iter().map(RecipientStatus::word).collect();
+        assert_eq!(words, ["sent", "expired"]);
+        assert_eq!(settle(vec![sent()], MINUTE * 100).0, Settlement::Finished);
+    }
+}

@@ -102,3 +102,60 @@ fn verdict(outcome: &Outcome) -> Verdict<'_> {
         None => Verdict::Ours,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+    use crate::mail::{Body, EnhancedStatus, Envelope, Handoff, Reply, Stage};
+    use crate::policy::breaker::Settings;
+
+    struct Nowhere;
+
+    #[async_trait::async_trait]
+    impl Upstream for Nowhere {
+        fn name(&self) -> &'static str {
+            "nowhere"
+        }
+
+        async fn deliver(&self, _: &Envelope, _: &Body, _: Instant) -> Outcome {
+            Outcome::all(0, &failed(Blame::Local))
+        }
+    }
+
+    fn failed(blame: Blame) -> RecipientOutcome {
+        RecipientOutcome::Deferred(Failure {
+            stage: Stage::Rcpt,
+            blame,
+            handoff: Handoff::NotSent,
+            reply: None,
+            status: EnhancedStatus::new(4, 0, 0),
+            detail: String::new(),
+        })
+    }
+
+    fn sent() -> RecipientOutcome {
+        RecipientOutcome::Sent { reply: Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok") }
+    }
+
+    /// The breaker's state after one outcome, when one failure opens it.
+    fn after(recipients: Vec<RecipientOutcome>) -> &'static str {
+        let settings = Settings { failures: 1, ..Settings::default() };
+        let lane = Lane::new("r".into(), Arc::new(Nowhere), 4, Breaker::new(settings));
+        let now = SystemClock.now();
+        assert_eq!(lane.admit(3, now), 3);
+        lane.withdraw(2);
+        lane.heard(&Outcome { recipients, ..Outcome::all(0, &sent()) }, now);
+        lane.state(now).word()
+    }
+
+    #[test]
+    fn only_the_upstreams_own_fault_opens_the_breaker() {
+        assert_eq!(after(vec![failed(Blame::Upstream)]), "open");
+        assert_eq!(after(vec![failed(Blame::Recipient), failed(Blame::Upstream)]), "open");
+        assert_eq!(after(vec![sent(), failed(Blame::Upstream)]), "closed");
+        assert_eq!(after(vec![failed(Blame::Recipient)]), "closed");
+        assert_eq!(after(vec![failed(Blame::Message)]), "closed");
+        assert_eq!(after(vec![failed(Blame::Local)]), "closed");
+    }
+}
