@@ -16,7 +16,7 @@ use super::command::{self, Command};
 use super::lines::{Line, Lines};
 use super::replies;
 use super::transaction::{Chunk, Content, Transaction};
-use crate::mail::{Envelope, Mailbox, QueueId, Reply, ReversePath};
+use crate::mail::{Envelope, Mailbox, QueueId, Recipient, Reply, ReversePath};
 
 /// How long a refused client may take to say QUIT.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
@@ -297,6 +297,18 @@ impl Session {
     /// The name the client gave with HELO or EHLO; empty before that.
     pub fn helo(&self) -> &str {
         &self.helo
+    }
+
+    /// The recipients of the open transaction, in order; empty when there is none.
+    pub fn recipients(&self) -> &[Recipient] {
+        match &self.state {
+            State::Open(transaction) => transaction.recipients(),
+            State::Data(content) | State::BetweenChunks(content) | State::Chunk(content, _) => {
+                content.recipients()
+            }
+            State::Complete(envelope) => &envelope.recipients,
+            _ => &[],
+        }
     }
 
     /// The protocol for a Received line: SMTP, ESMTP or ESMTPS (RFC 3848).

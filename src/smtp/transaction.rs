@@ -20,8 +20,8 @@ impl Transaction {
         Self { envelope: Envelope { reverse_path, recipients, body, smtputf8, ret, envid } }
     }
 
-    pub(super) fn recipients(&self) -> usize {
-        self.envelope.recipients.len()
+    pub(super) fn recipients(&self) -> &[Recipient] {
+        &self.envelope.recipients
     }
 
     /// Adds a recipient; false if the address would need the SMTPUTF8 that MAIL did not give.
@@ -91,6 +91,10 @@ impl Content {
             self.decoder.finish(&mut text);
         }
         Piece { consumed: decoded.consumed, ended: last, step: self.step(text) }
+    }
+
+    pub(super) fn recipients(&self) -> &[Recipient] {
+        &self.envelope.recipients
     }
 
     /// Why the message cannot be taken.

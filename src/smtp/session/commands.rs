@@ -91,7 +91,7 @@ impl Session {
             State::BetweenChunks(_) => return self.fail(replies::CHUNKS_OPEN),
             _ => return self.fail(replies::MAIL_FIRST),
         };
-        if transaction.recipients() >= self.settings.max_recipients {
+        if transaction.recipients().len() >= self.settings.max_recipients {
             return self.done(replies::TOO_MANY_RECIPIENTS);
         }
         if transaction.add(rcpt, &self.settings.postmaster) {
@@ -103,7 +103,7 @@ impl Session {
 
     fn data(&mut self) -> Progress {
         match self.take_state() {
-            State::Open(transaction) if transaction.recipients() > 0 => {
+            State::Open(transaction) if !transaction.recipients().is_empty() => {
                 self.state = State::Data(Box::new(transaction.data(&self.settings)));
                 self.done(replies::START_MAIL)
             }
@@ -123,7 +123,7 @@ impl Session {
     /// unwanted one ends the transaction, lest a later chunk be taken for the whole message.
     fn bdat(&mut self, chunk: Chunk) -> Progress {
         let content = match self.take_state() {
-            State::Open(transaction) if transaction.recipients() > 0 => {
+            State::Open(transaction) if !transaction.recipients().is_empty() => {
                 Box::new(transaction.chunks(&self.settings))
             }
             State::BetweenChunks(content) => content,
