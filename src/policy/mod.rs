@@ -1,5 +1,6 @@
 //! Decisions: pure functions and state machines that are given the time.
 
+pub mod admission;
 pub mod backoff;
 pub mod breaker;
 pub mod networks;
