@@ -230,3 +230,20 @@ impl SpoolFailed<'_> {
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// A listener could not accept a connection; it goes on after a pause.
+#[derive(Debug)]
+pub struct AcceptFailed<'a> {
+    /// The listener's name.
+    pub listener: &'a str,
+    /// What the system said.
+    pub error: &'a std::io::Error,
+}
+
+impl AcceptFailed<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { listener, error } = self;
+        error!(event = "accept", listener, %error, "cannot accept connections");
+    }
+}

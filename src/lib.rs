@@ -5,6 +5,7 @@ pub mod event;
 pub mod mail;
 pub mod policy;
 pub mod secret;
+pub mod server;
 pub mod smtp;
 pub mod spool;
 pub mod telemetry;

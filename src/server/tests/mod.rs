@@ -1,0 +1,6 @@
+//! Conversations over loopback.
+
+mod harness;
+mod intake;
+mod peers;
+mod tls;
