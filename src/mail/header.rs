@@ -135,6 +135,16 @@ impl Collector {
         }
     }
 
+    /// How many octets it holds.
+    pub const fn len(&self) -> usize {
+        self.octets.len()
+    }
+
+    /// Whether it holds none.
+    pub const fn is_empty(&self) -> bool {
+        self.octets.is_empty()
+    }
+
     /// All octets that were pushed.
     pub fn into_octets(self) -> Vec<u8> {
         self.octets

@@ -53,12 +53,14 @@ pub(super) async fn listen(
     }
 }
 
-/// Linux passes pending network errors of the new connection through accept(2).
+/// Linux hands the errors of a connection that is already gone to accept(2). Anything else, as too
+/// few file descriptors, would come again at once.
 fn is_about_one_connection(error: &io::Error) -> bool {
-    !matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | HostUnreachable | NetworkUnreachable
+    ) || error.raw_os_error() == Some(libc::EPROTO)
 }
 
 /// Decides about a connection and starts its task.
@@ -181,5 +183,20 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let open = self.shared.doors.of(self.door);
         open.lock().unwrap_or_else(PoisonError::into_inner).leave(self.peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepting_pauses_when_the_next_try_would_fail_as_well() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EBADF] {
+            assert!(!is_about_one_connection(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        for errno in [libc::ECONNABORTED, libc::ECONNRESET, libc::EPROTO, libc::ENETUNREACH] {
+            assert!(is_about_one_connection(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
     }
 }

@@ -76,7 +76,8 @@ impl Connection {
         session: Session,
         policy: &Policy,
     ) -> Self {
-        let intake = Intake::new(shared.spool.clone(), shared.clock.clone());
+        let large_headers = shared.large_headers.clone();
+        let intake = Intake::new(shared.spool.clone(), shared.clock.clone(), large_headers);
         Self {
             shared,
             listener,

@@ -1,13 +1,14 @@
 //! From the octets of a session to a message in the spool.
 //!
 //! The header is collected, worked on and written; the rest streams through. A draft is opened when
-//! the header is whole, so that a transaction without text costs nothing. What goes wrong on the way
-//! is remembered and answered after the end of the data, where the client listens again.
+//! the header is whole, so that a transaction without text costs nothing. What goes wrong on the
+//! way is remembered and answered after the end of the data, where the client listens again.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::{Clock, Timestamp};
 use crate::event;
@@ -15,6 +16,13 @@ use crate::mail::header::{self, Collector, Trace};
 use crate::mail::{Client, EnhancedStatus, Envelope, Message, QueueId, Recipient, Reply};
 use crate::smtp::{Begin, Verdict};
 use crate::spool::{Draft, Spool, SpoolError};
+
+/// A header that takes more than this needs one of [`LARGE_HEADERS`] places.
+const LARGE_HEADER: usize = 64 * 1024;
+
+/// How many large headers are collected at once: no number of clients can fill the memory with what
+/// the spool has not seen yet.
+pub(super) const LARGE_HEADERS: usize = 16;
 
 /// What the session knows about where a message comes from.
 #[derive(Clone, Copy, Debug)]
@@ -30,13 +38,14 @@ pub(super) struct Origin<'a> {
 pub(super) struct Intake {
     spool: Arc<dyn Spool>,
     clock: Arc<dyn Clock>,
+    large_headers: Arc<Semaphore>,
     state: State,
 }
 
 /// How far the message has come.
 enum State {
     Idle,
-    Header(Collector),
+    Header(Collector, Option<OwnedSemaphorePermit>),
     Body(Box<Open>),
     Failed(Reply),
 }
@@ -50,8 +59,12 @@ struct Open {
 }
 
 impl Intake {
-    pub(super) fn new(spool: Arc<dyn Spool>, clock: Arc<dyn Clock>) -> Self {
-        Self { spool, clock, state: State::Idle }
+    pub(super) fn new(
+        spool: Arc<dyn Spool>,
+        clock: Arc<dyn Clock>,
+        large_headers: Arc<Semaphore>,
+    ) -> Self {
+        Self { spool, clock, large_headers, state: State::Idle }
     }
 
     /// Whether the spool takes a message now. The answer comes before the client sends its text.
@@ -67,22 +80,17 @@ impl Intake {
         settings: &header::Settings,
         origin: Origin<'_>,
     ) {
+        if matches!(self.state, State::Idle) {
+            self.state = State::Header(Collector::new(settings.max_header), None);
+        }
         let result = match &mut self.state {
-            State::Failed(_) => return,
+            State::Idle | State::Failed(_) => return,
             State::Body(open) => open.write(piece).await,
-            State::Header(collector) => match collector.push(&piece) {
-                Ok(false) => return,
-                Ok(true) => self.open(settings, origin).await,
-                Err(e) => Err(e.reply()),
-            },
-            State::Idle => {
-                let mut collector = Collector::new(settings.max_header);
-                let pushed = collector.push(&piece);
-                self.state = State::Header(collector);
-                match pushed {
+            State::Header(collector, place) => {
+                match collect(collector, place, &piece, &self.large_headers) {
                     Ok(false) => return,
                     Ok(true) => self.open(settings, origin).await,
-                    Err(e) => Err(e.reply()),
+                    Err(reply) => Err(reply),
                 }
             }
         };
@@ -103,7 +111,7 @@ impl Intake {
         settings: &header::Settings,
         origin: Origin<'_>,
     ) -> Verdict {
-        if matches!(self.state, State::Idle | State::Header(_)) {
+        if matches!(self.state, State::Idle | State::Header(..)) {
             let origin = Origin { recipients: &envelope.recipients, ..origin };
             if let Err(reply) = self.open(settings, origin).await {
                 self.state = State::Failed(reply);
@@ -112,14 +120,14 @@ impl Intake {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Body(open) => self.commit(*open, envelope, origin).await,
             State::Failed(reply) => Verdict::Refused(reply),
-            State::Idle | State::Header(_) => Verdict::Refused(local_error()),
+            State::Idle | State::Header(..) => Verdict::Refused(local_error()),
         }
     }
 
     /// Opens the draft and writes the header to it.
     async fn open(&mut self, settings: &header::Settings, origin: Origin<'_>) -> Result<(), Reply> {
         let octets = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Header(collector) => collector.into_octets(),
+            State::Header(collector, _) => collector.into_octets(),
             State::Idle | State::Body(_) | State::Failed(_) => Vec::new(),
         };
         let draft = self.spool.draft().await.map_err(|e| reply(&e, None))?;
@@ -165,6 +173,21 @@ impl Intake {
         event::Queued { message: &told, commit }.emit();
         Verdict::Queued(id)
     }
+}
+
+/// Adds a piece to the header; returns whether it is whole.
+fn collect(
+    collector: &mut Collector,
+    place: &mut Option<OwnedSemaphorePermit>,
+    piece: &[u8],
+    large_headers: &Arc<Semaphore>,
+) -> Result<bool, Reply> {
+    let whole = collector.push(piece).map_err(header::HeaderError::reply)?;
+    if !whole && place.is_none() && collector.len() > LARGE_HEADER {
+        let free = large_headers.clone().try_acquire_owned();
+        *place = Some(free.map_err(|_| reply(&SpoolError::Busy, None))?);
+    }
+    Ok(whole)
 }
 
 impl Open {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -61,6 +62,7 @@ struct Shared {
     spool: Arc<dyn Spool>,
     clock: Arc<dyn Clock>,
     doors: accept::Doors,
+    large_headers: Arc<Semaphore>,
     /// No new work.
     shutdown: CancellationToken,
     /// No work at all.
@@ -85,7 +87,9 @@ pub async fn run(
     let abort = CancellationToken::new();
     let _stop_with_this_future = abort.clone().drop_guard();
     let doors = accept::Doors::default();
-    let shared = Arc::new(Shared { policy, spool, clock, doors, shutdown, abort });
+    let large_headers = Arc::new(Semaphore::new(intake::LARGE_HEADERS));
+    let shared = Shared { policy, spool, clock, doors, large_headers, shutdown, abort };
+    let shared = Arc::new(shared);
     let connections = TaskTracker::new();
     let mut accepting = JoinSet::new();
     for (settings, listener) in listeners {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::super::Policy;
+use super::super::intake::LARGE_HEADERS;
 use super::harness::{Server, disk_error, policy, until};
 use crate::mail::header;
 use crate::spool::SpoolError;
@@ -174,4 +175,29 @@ async fn a_bad_header_is_refused_after_the_end_and_the_session_goes_on() {
     c.say(&format!("no header\r\n{}.", "Subject: x\r\n".repeat(10_000)), "250 2.0.0").await;
     c.say("QUIT", "221").await;
     c.expect_closed().await;
+}
+
+#[tokio::test]
+async fn only_so_many_large_headers_are_held_at_once() {
+    let server = Server::start(policy());
+    let half = format!("Subject: x\r\n{}", " folded on\r\n".repeat(8 * 1024));
+    // A chunk is answered when all of it was read.
+    let chunk = format!("BDAT {}\r\n{half}", half.len());
+    let mut clients = Vec::new();
+    for _ in 0..=LARGE_HEADERS {
+        let mut c = server.client().await.greeted().await;
+        c.say("MAIL FROM:<a@example.com>", "250").await;
+        c.say("RCPT TO:<b@example.org>", "250").await;
+        c.send(&chunk).await;
+        c.expect("250").await;
+        clients.push(c);
+    }
+    let mut last = clients.pop().unwrap();
+    last.say("BDAT 0 LAST", "452 4.3.1").await;
+    for c in &mut clients {
+        c.say("BDAT 0 LAST", "250 2.0.0").await;
+    }
+    last.start_mail(&["b@example.org"]).await;
+    last.say(&format!("{half}."), "250 2.0.0").await;
+    assert_eq!(server.spool.count(), LARGE_HEADERS + 1);
 }
