@@ -20,7 +20,7 @@ use super::intake::{Intake, Origin};
 use super::{ListenerSettings, ListenerTls, Policy, Shared};
 use crate::event;
 use crate::mail::Envelope;
-use crate::smtp::{Begin, Session, Step, Verdict};
+use crate::smtp::{Session, Step, Verdict};
 
 /// What an idle connection holds to read into.
 const READ_SMALL: usize = 1024;
@@ -166,7 +166,7 @@ impl Connection {
                         return self.lost("cannot write");
                     }
                 }
-                Step::Begin(begin) => self.begin(&begin),
+                Step::Begin(_) => self.begin(),
                 Step::Body(piece) => self.body(piece).await,
                 Step::Discard => self.intake.discard(),
                 Step::Accept(envelope) => self.accept(envelope).await,
@@ -222,10 +222,10 @@ impl Connection {
     }
 
     /// The networks are asked again for each message: a reload may have taken the peer out.
-    fn begin(&mut self, begin: &Begin) {
+    fn begin(&mut self) {
         let permitted = self.shared.policy.load().networks.contains(self.peer);
         let verdict = if permitted {
-            self.intake.begin(begin)
+            self.intake.begin()
         } else {
             Verdict::Refused(not_permitted(self.peer))
         };

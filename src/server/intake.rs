@@ -14,7 +14,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::event;
 use crate::mail::header::{self, Collector, Trace};
 use crate::mail::{Client, EnhancedStatus, Envelope, Message, QueueId, Recipient, Reply};
-use crate::smtp::{Begin, Verdict};
+use crate::smtp::Verdict;
 use crate::spool::{Draft, Spool, SpoolError};
 
 /// A header that takes more than this needs one of [`LARGE_HEADERS`] places.
@@ -68,7 +68,7 @@ impl Intake {
     }
 
     /// Whether the spool takes a message now. The answer comes before the client sends its text.
-    pub(super) fn begin(&mut self, _begin: &Begin) -> Verdict {
+    pub(super) fn begin(&mut self) -> Verdict {
         self.state = State::Idle;
         self.spool.refusal().map_or(Verdict::Go, |e| Verdict::Refused(reply(&e, None)))
     }

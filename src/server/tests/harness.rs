@@ -146,7 +146,7 @@ impl Spool for Handle {
         Err(SpoolError::NotFound(claim.message.id))
     }
 
-    async fn settle(&self, claim: Claim, _: Settlement) -> Result<(), SpoolError> {
+    async fn settle(&self, claim: &Claim, _: Settlement) -> Result<(), SpoolError> {
         Err(SpoolError::Stale(claim.message.id))
     }
 
