@@ -137,6 +137,11 @@ impl Reply {
         self.status
     }
 
+    /// The text of each line.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(AsRef::as_ref)
+    }
+
     /// The text of all lines, joined by a blank.
     pub fn text(&self) -> String {
         self.lines.join(" ")

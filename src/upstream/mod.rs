@@ -1,5 +1,9 @@
 //! Upstreams: what a message can be handed to.
 
+pub mod maildir;
+pub mod probe;
+pub mod smtp;
+
 use std::time::Instant;
 
 use async_trait::async_trait;
