@@ -18,7 +18,7 @@ mod tls;
 mod transaction;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
