@@ -6,6 +6,7 @@ use super::settings::Mechanism;
 
 /// What the upstream offers. A keyword nobody knows, or a value nobody understands, is ignored.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "a set of independent offers")]
 pub(crate) struct Capabilities {
     /// RFC 2920.
     pub(crate) pipelining: bool,
@@ -64,7 +65,8 @@ mod tests {
 
     #[test]
     fn known_keywords_are_found_and_unknown_ones_do_no_harm() {
-        let lines = "mx.example\nPIPELINING\nsize 1000\n8BITMIME\nX-WHAT is this\n\nAUTH plain XX\nDSN";
+        let lines =
+            "mx.example\nPIPELINING\nsize 1000\n8BITMIME\nX-WHAT is this\n\nAUTH plain XX\nDSN";
         let reply = Reply::received(250, lines.split('\n').map(str::to_owned).collect());
         let found = Capabilities::read(&reply);
         assert!(found.pipelining && found.eight_bit_mime && found.dsn);

@@ -20,9 +20,9 @@ pub(crate) fn refusal(stage: Stage, reply: &Reply) -> RecipientOutcome {
         stage,
         blame,
         handoff: Handoff::NotSent,
-        reply: Some(reply.clone()),
+        reply: Some(brief(reply)),
         status: reply.status().unwrap_or_else(|| EnhancedStatus::new(class, 0, 0)),
-        detail: reply.to_string(),
+        detail: brief(reply).to_string(),
     };
     match blame {
         Blame::Message | Blame::Recipient if reply.is_permanent() => {
@@ -42,15 +42,15 @@ pub(crate) fn lost(problem: &Problem, handoff: Handoff) -> RecipientOutcome {
         _ if matches!(stage, Stage::Pool | Stage::Storage) => Blame::Local,
         _ => Blame::Upstream,
     };
-    let reply = cause.reply().cloned();
+    let reply = cause.reply().map(brief);
     let status = reply.as_ref().and_then(Reply::status).filter(|s| s.class != 2);
     let failure = Failure {
         stage: *stage,
         blame,
         handoff,
         status: status.unwrap_or_else(|| status_of(*stage, cause)),
+        detail: reply.as_ref().map_or_else(|| cut(cause.to_string()), ToString::to_string),
         reply,
-        detail: cause.to_string(),
     };
     match handoff {
         Handoff::NotSent => RecipientOutcome::Deferred(failure),
@@ -62,6 +62,26 @@ pub(crate) fn lost(problem: &Problem, handoff: Handoff) -> RecipientOutcome {
 pub(crate) fn unsuited(stage: Stage, status: EnhancedStatus, detail: String) -> RecipientOutcome {
     let (blame, handoff) = (Blame::Message, Handoff::NotSent);
     RecipientOutcome::Bounced(Failure { stage, blame, handoff, reply: None, status, detail })
+}
+
+/// The most octets of a reply's text that are kept with a recipient; the spool stores them.
+pub(crate) const TEXT_MAX: usize = 1024;
+
+/// The reply as it is kept: cut off when someone sent a book.
+pub(crate) fn brief(reply: &Reply) -> Reply {
+    let text = reply.text();
+    if text.len() <= TEXT_MAX {
+        return reply.clone();
+    }
+    match reply.status() {
+        Some(status) => Reply::new(reply.code(), status, cut(text)),
+        None => Reply::bare(reply.code(), cut(text)),
+    }
+}
+
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_MAX));
+    text
 }
 
 /// Whether a refusal says that the connection is of no more use, rather than anything else.
@@ -90,25 +110,20 @@ fn is_about_us(stage: Stage, reply: &Reply) -> bool {
     if stage < Stage::Mail {
         return true;
     }
-    let by_code = match reply.code() {
-        // Service closing; host accepts no mail (RFC 7504); login or TLS wanted or failed (RFC 4954,
-        // RFC 3207); unknown or misplaced command: the two of us do not speak the same language.
-        421 | 521 | 454 | 530 | 534 | 535 | 538 | 500 | 502 | 503 => true,
-        _ => false,
-    };
+    // Service closing; host accepts no mail (RFC 7504); login or TLS wanted or failed (RFC 4954,
+    // RFC 3207); unknown or misplaced command: the two of us do not speak the same language.
+    let by_code = matches!(reply.code(), 421 | 521 | 454 | 530 | 534 | 535 | 538 | 500 | 502 | 503);
     by_code || reply.status().is_some_and(is_status_about_us) || is_text_about_us(stage, reply)
 }
 
 fn is_status_about_us(status: EnhancedStatus) -> bool {
-    match (status.class, status.subject, status.detail) {
-        // Mail system and network, for a while; throttling.
-        (4, 3 | 4, _) | (4, 7, 0) => true,
-        // Not accepting network messages; wrongly configured. Not 5.3.4, the message's size.
-        (5, 3, 2 | 5) => true,
-        // Login missing, too weak, expired or failed; encryption needed (RFC 4954, RFC 5248).
-        (4 | 5, 7, 8..=14) => true,
-        _ => false,
-    }
+    // Mail system and network, for a while, and throttling; then a system that takes no mail or is
+    // wrongly configured (not 5.3.4, the message's size); then a login missing, too weak or failed,
+    // or encryption needed (RFC 4954, RFC 5248).
+    matches!(
+        (status.class, status.subject, status.detail),
+        (4, 3 | 4, _) | (4, 7, 0) | (5, 3, 2 | 5) | (4 | 5, 7, 8..=14)
+    )
 }
 
 /// Phrases by which servers refuse *us* with a code they also use for recipients: Postfix, Sendmail,
@@ -231,6 +246,18 @@ mod tests {
         assert_eq!(verdict(Mail, by_user), "bounced message");
         let content = "554 5.7.1 text says relay access denied";
         assert_eq!(verdict(EndOfData, content), "bounced message");
+    }
+
+    #[test]
+    fn a_long_reply_is_kept_in_part() {
+        for (n, kept) in
+            [(TEXT_MAX - 1, TEXT_MAX - 1), (TEXT_MAX, TEXT_MAX), (TEXT_MAX + 1, TEXT_MAX)]
+        {
+            let reply = Reply::received(550, vec![format!("5.1.1 {}", "x".repeat(n))]);
+            let RecipientOutcome::Bounced(f) = refusal(Rcpt, &reply) else { panic!() };
+            let brief = f.reply.unwrap();
+            assert_eq!((brief.text().len(), brief.status()), (kept, reply.status()));
+        }
     }
 
     #[test]

@@ -140,10 +140,9 @@ impl<S: Wire> Dialogue<S> {
         const PATIENCE: Duration = Duration::from_secs(2);
         self.deadline = Instant::now() + PATIENCE;
         if self.command("QUIT\r\n", PATIENCE).await.is_ok() {
-            let _ = within(PATIENCE, self.deadline, async {
-                Ok(self.client.stream.shutdown().await?)
-            })
-            .await;
+            let _ =
+                within(PATIENCE, self.deadline, async { Ok(self.client.stream.shutdown().await?) })
+                    .await;
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -200,8 +200,8 @@ impl Fake {
         let extensions = if encrypted { &plan.extensions_tls } else { &plan.extensions };
         match line.split([' ', ':']).next().unwrap_or_default() {
             "EHLO" => {
-                let lines: String = extensions.iter().map(|e| format!("250-{e}\r\n")).collect();
-                let lines = format!("250-fake\r\n{lines}");
+                let lines: Vec<_> = extensions.iter().map(|e| format!("250-{e}\r\n")).collect();
+                let lines = format!("250-fake\r\n{}", lines.concat());
                 let at = lines.rfind("250-").unwrap();
                 format!("{}250 {}", &lines[..at], &lines[at + 4..])
             }
@@ -256,6 +256,7 @@ pub(crate) fn signed(name: &str, until_year: i32) -> (Pem, Identity) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::<String>::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(DnType::CommonName, "Test CA");
     let pem = pem(&ca.self_signed(&ca_key).unwrap().pem());
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate().unwrap();

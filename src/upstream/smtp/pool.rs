@@ -84,7 +84,8 @@ impl Pool {
             state.closed = true;
             std::mem::take(&mut state.idle)
         };
-        futures_util::future::join_all(idle.into_iter().map(|i| i.connection.dialogue.quit())).await;
+        futures_util::future::join_all(idle.into_iter().map(|i| i.connection.dialogue.quit()))
+            .await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

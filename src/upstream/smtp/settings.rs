@@ -123,7 +123,7 @@ impl Default for PoolSettings {
             max_connections: 8,
             max_idle: Duration::from_secs(30),
             max_messages: 100,
-            max_age: Duration::from_secs(300),
+            max_age: Duration::from_mins(5),
         }
     }
 }
@@ -147,10 +147,10 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(30),
-            greeting: Duration::from_secs(60),
-            command: Duration::from_secs(60),
-            data: Duration::from_secs(180),
-            end_of_data: Duration::from_secs(600),
+            greeting: Duration::from_mins(1),
+            command: Duration::from_mins(1),
+            data: Duration::from_mins(3),
+            end_of_data: Duration::from_mins(10),
         }
     }
 }

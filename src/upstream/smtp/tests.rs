@@ -24,13 +24,13 @@ fn envelope(recipients: &[&str]) -> Envelope {
     }
 }
 
-fn login(password: &str, version: u64) -> Option<Arc<Credentials>> {
-    let password = Secret::new(password.into());
-    Some(Arc::new(Credentials { username: "relay".into(), password, version }))
+fn login(version: u64) -> Arc<Credentials> {
+    let password = Secret::new("secret".into());
+    Arc::new(Credentials { username: "relay".into(), password, version })
 }
 
 fn upstream(settings: Settings) -> SmtpUpstream {
-    SmtpUpstream::new(settings, watch::channel(login("secret", 1)).1).unwrap()
+    SmtpUpstream::new(settings, watch::channel(Some(login(1))).1).unwrap()
 }
 
 async fn send(upstream: &SmtpUpstream, envelope: &Envelope) -> Outcome {
@@ -278,11 +278,45 @@ async fn a_peer_that_closed_while_idle_is_noticed_before_the_next_command() {
 }
 
 #[tokio::test]
+async fn a_connection_that_stays_idle_is_closed_with_quit() {
+    let fake = Fake::start(ALL).await;
+    let mut settings = fake.settings();
+    settings.pool.max_idle = Duration::from_millis(20);
+    let upstream = upstream(settings);
+    for connections in 1..=2 {
+        assert!(is_sent(&send(&upstream, &envelope(&["x@b.example"])).await.recipients[0]));
+        while fake.log().commands.iter().filter(|c| *c == "QUIT").count() < connections {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(fake.log().connections, connections);
+    }
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_when_the_first_is_dead() {
+    let fake = Fake::start(ALL).await;
+    let mut settings = fake.settings();
+    settings.address.insert(0, "127.0.0.2".parse().unwrap());
+    assert!(is_sent(&send_one(settings.clone()).await));
+    settings.address.pop();
+    let got = send_one(settings).await;
+    assert_eq!((deferred(&got).stage, deferred(&got).blame), (Stage::Connect, Blame::Upstream));
+}
+
+#[tokio::test]
+async fn an_upstream_that_knows_only_helo_gets_helo() {
+    let fake = Fake::start(ALL).await.on("EHLO", say("502 5.5.1 what\r\n"));
+    assert!(is_sent(&send_one(fake.settings()).await));
+    let commands = fake.log().commands;
+    assert_eq!(commands[1..3], ["HELO gate.example", "MAIL FROM:<from@a.example>"]);
+}
+
+#[tokio::test]
 async fn a_place_in_the_pool_is_waited_for_no_longer_than_the_deadline() {
     let fake = Fake::start(ALL).await.on(".", Do::Hang);
     let mut settings = fake.settings();
     settings.pool.max_connections = 1;
-    settings.timeouts.end_of_data = Duration::from_secs(60);
+    settings.timeouts.end_of_data = Duration::from_mins(1);
     let upstream = Arc::new(upstream(settings));
     let busy = Arc::clone(&upstream);
     let busy = tokio::spawn(async move { send(&busy, &envelope(&["x@b.example"])).await });
@@ -360,9 +394,8 @@ mod secured {
         let pinned = self_signed("localhost", 2100);
         let pinned_name = self_signed("elsewhere.example", 2100);
         let pinned_expired = self_signed("localhost", 2024);
-        let hash = |it: &(Pem, Identity)| {
-            Verify::Fingerprint(Sha256::digest(&it.1.certificate).into())
-        };
+        let hash =
+            |it: &(Pem, Identity)| Verify::Fingerprint(Sha256::digest(&it.1.certificate).into());
         let (right, wrong) = (hash(&good), hash(&other));
         for (server, trusted, verify, ok) in [
             (&good, &good, Verify::Full, true),
@@ -387,7 +420,10 @@ mod secured {
             let got = send_one(settings).await;
             assert_eq!(is_sent(&got), ok, "{verify:?} {got:?}");
             if !ok {
-                assert_eq!((deferred(&got).stage, deferred(&got).blame), (Stage::Tls, Blame::Upstream));
+                assert_eq!(
+                    (deferred(&got).stage, deferred(&got).blame),
+                    (Stage::Tls, Blame::Upstream)
+                );
             }
         }
     }
@@ -475,7 +511,10 @@ mod secured {
             let mut settings = fake.tls_settings(&it.0);
             settings.auth_required = true;
             let got = send_one(settings).await;
-            assert_eq!((deferred(&got).stage, deferred(&got).blame), (Stage::Auth, Blame::Upstream));
+            assert_eq!(
+                (deferred(&got).stage, deferred(&got).blame),
+                (Stage::Auth, Blame::Upstream)
+            );
             let seen = format!("{got:?}");
             assert!(!seen.contains("secret") && !seen.contains("c2VjcmV0"), "{seen}");
         }
@@ -500,10 +539,10 @@ mod secured {
         let fake = starttls(&it, &["AUTH PLAIN"]).await;
         let mut settings = fake.tls_settings(&it.0);
         settings.auth_required = true;
-        let (change, receiver) = watch::channel(login("secret", 1));
+        let (change, receiver) = watch::channel(Some(login(1)));
         let upstream = SmtpUpstream::new(settings, receiver).unwrap();
         for (version, connections) in [(1, 1), (1, 1), (2, 2)] {
-            change.send(login("secret", version)).unwrap();
+            change.send(Some(login(version))).unwrap();
             assert!(is_sent(&send(&upstream, &envelope(&["x@b.example"])).await.recipients[0]));
             assert_eq!(fake.log().connections, connections);
         }

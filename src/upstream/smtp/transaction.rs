@@ -6,14 +6,14 @@ use std::io;
 use bytes::Bytes;
 
 use super::capabilities::Capabilities;
-use super::classify::{is_farewell, lost, refusal, unsuited};
+use super::classify::{brief, is_farewell, lost, refusal, unsuited};
 use super::connect::Connection;
 use super::error::{Cause, Problem};
 use super::settings::Timeouts;
 use super::stuff_placeholder::Stuffer;
 use crate::mail::{
-    Body, BodyKind, EnhancedStatus, Envelope, Handoff, Recipient, RecipientOutcome, Reply, Ret,
-    Stage,
+    Blame, Body, BodyKind, EnhancedStatus, Envelope, Handoff, Recipient, RecipientOutcome, Reply,
+    Ret, Stage,
 };
 
 /// Commands sent without waiting for replies. Their replies must fit the socket buffers of both
@@ -260,7 +260,7 @@ impl Transaction<'_> {
         match end {
             Ok(Some(reply)) if reply.is_positive() => {
                 self.connection.needs_reset = false;
-                self.decide(&RecipientOutcome::Sent { reply });
+                self.decide(&RecipientOutcome::Sent { reply: brief(&reply) });
             }
             Ok(Some(reply)) => {
                 self.decide(&refusal(Stage::EndOfData, &reply));
@@ -290,7 +290,7 @@ fn judge(recipients: &[RecipientOutcome], content_sent: bool) -> Condition {
     if farewell && !content_sent {
         return Condition::Stale;
     }
-    let refused = failures().any(|f| f.blame == crate::mail::Blame::Upstream);
+    let refused = failures().any(|f| f.blame == Blame::Upstream);
     if refused { Condition::Unwanted } else { Condition::Good }
 }
 
