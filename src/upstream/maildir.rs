@@ -49,7 +49,7 @@ pub struct MaildirError {
 }
 
 impl MaildirUpstream {
-    /// A Maildir at `path`; it and its `tmp`, `new` and `cur` are created with mode 0700 if missing.
+    /// A Maildir at `path`; it, `tmp`, `new` and `cur` are created with mode 0700 where missing.
     pub fn new(name: &str, path: &Path, clock: Arc<dyn Clock>) -> Result<Self, MaildirError> {
         for sub in ["", "tmp", "new", "cur"] {
             let directory = path.join(sub);

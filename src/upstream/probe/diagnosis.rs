@@ -263,8 +263,8 @@ fn login_refused(reply: &Reply, c: &Context<'_>) -> Diagnosis {
             let user = c.credentials.map_or("the user", |u| &u.username);
             say(
                 format!(
-                    "Path, TLS and mechanism are right: the server understood the login and refused \
-                     user or password.{}",
+                    "Path, TLS and mechanism are right: the server understood the login and \
+                     refused user or password.{}",
                     c.credentials.map(checked).unwrap_or_default()
                 ),
                 [

@@ -249,14 +249,14 @@ impl Recorder {
 
     /// Adds the stages that were not come to, each with its reason.
     fn complete(mut self, settings: &Settings, failed: Option<Step>) -> Vec<StageReport> {
-        use Step::{Auth, Cert, Dns, Ehlo, EhloTls, Greeting, Rcpt, Starttls, Tcp};
+        use Step::{Auth, Cert, Dns, Ehlo, EhloTls, Greeting, Mail, Rcpt, Starttls, Tcp};
         let order = match self.tls {
-            TlsMode::Implicit => vec![Dns, Tcp, Cert, Greeting, Ehlo, Auth, Rcpt],
-            TlsMode::None => vec![Dns, Tcp, Greeting, Ehlo, Auth, Rcpt],
-            _ => vec![Dns, Tcp, Greeting, Ehlo, Starttls, Cert, EhloTls, Auth, Rcpt],
+            TlsMode::Implicit => vec![Dns, Tcp, Cert, Greeting, Ehlo, Auth, Mail, Rcpt],
+            TlsMode::None => vec![Dns, Tcp, Greeting, Ehlo, Auth, Mail, Rcpt],
+            _ => vec![Dns, Tcp, Greeting, Ehlo, Starttls, Cert, EhloTls, Auth, Mail, Rcpt],
         };
-        for step in order {
-            if self.has(step) {
+        for &step in &order {
+            if self.has(step) || step == Mail {
                 continue;
             }
             let detail = match (failed, step) {
@@ -270,6 +270,7 @@ impl Recorder {
             let status = Status::Skip;
             self.stages.push(StageReport { stage: step, status, detail, duration_ms: 0 });
         }
+        self.stages.sort_by_key(|s| order.iter().position(|step| *step == s.stage));
         self.stages
     }
 }

@@ -51,8 +51,11 @@ async fn a_good_submission_service_passes_every_stage() {
 #[tokio::test]
 async fn plain_relaying_has_fewer_stages() {
     let fake = Fake::start(&[]).await;
-    let report = run(fake.settings(), None).await;
-    assert_eq!(summary(&report), "ok dns, ok tcp, ok greeting, ok ehlo, skip auth, skip rcpt");
+    for (rcpt, last) in [(None, "skip rcpt"), (Some("to@b.example"), "ok rcpt")] {
+        let report = run(fake.settings(), rcpt).await;
+        let want = format!("ok dns, ok tcp, ok greeting, ok ehlo, skip auth, {last}");
+        assert_eq!(summary(&report), want);
+    }
 }
 
 #[tokio::test]

@@ -126,8 +126,8 @@ fn is_status_about_us(status: EnhancedStatus) -> bool {
     )
 }
 
-/// Phrases by which servers refuse *us* with a code they also use for recipients: Postfix, Sendmail,
-/// Exim, Exchange, in this order. Kept to what cannot be said of a recipient.
+/// Phrases by which servers (Postfix, Sendmail, Exim, Exchange) refuse *us* with codes they also use
+/// for recipients. Kept to what cannot be said of a recipient.
 const ABOUT_US: [&str; 9] = [
     "relay access denied",
     "client host rejected",

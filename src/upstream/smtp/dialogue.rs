@@ -41,7 +41,7 @@ impl<S: Wire + 'static> Dialogue<S> {
         Self { client, reader: ReplyReader::default(), deadline }
     }
 
-    /// The stream below, for the handshake. Octets that were received and not consumed are an attack.
+    /// The stream below, for the handshake. Octets that wait in clear then are an attack.
     pub(crate) fn into_client(mut self) -> Result<SmtpClient<S>, Cause> {
         match self.quiet() {
             Ok(()) => Ok(self.client),
@@ -113,8 +113,8 @@ impl<S: Wire> Dialogue<S> {
 
     /// Checks, without waiting, that the upstream has said nothing since the last reply.
     ///
-    /// A refusal that came unasked (421 at shutdown, 451 after a long pause) is given as such, for it
-    /// tells why; anything else means that replies and commands no longer match.
+    /// A refusal that came unasked (421 at shutdown, 451 after a long pause) is given as such, for
+    /// it tells why; anything else means that replies and commands no longer match.
     pub(crate) fn quiet(&mut self) -> Result<(), Cause> {
         let mut chunk = [0; 1024];
         let mut end = None;

@@ -2,8 +2,8 @@
 //!
 //! A message's way through this module: [`pool`] finds a connection or [`connect`] opens one,
 //! [`transaction`] hands the message over, [`classify`] says what a refusal means. `mail-send` does
-//! the TCP connect, the TLS handshake and the SASL encoding; its reply reader and its way of sending
-//! messages lose what has to be known here (replies before an error, the phase, recipients).
+//! the TCP connect, the TLS handshake and the SASL encoding; its reply reader and its way of
+//! sending lose what has to be known here (replies before an error, the phase, recipients).
 
 mod capabilities;
 mod classify;

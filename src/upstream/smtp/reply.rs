@@ -1,4 +1,4 @@
-//! The reply reader (RFC 5321 section 4.2), strict where leniency would turn a failure into a success.
+//! The reply reader (RFC 5321 section 4.2), strict where leniency would make a failure a success.
 //!
 //! Every line of a reply must carry the same code, between 200 and 599. Octets behind a reply stay
 //! in the reader, so that its owner sees them before the next command.

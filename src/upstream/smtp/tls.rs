@@ -128,8 +128,8 @@ impl Trust {
     }
 }
 
-/// A certificate that is trusted by itself: webpki would refuse it, for `openssl req -x509` marks it
-/// as an authority. So its dates are checked here.
+/// A certificate that is trusted by itself: webpki would refuse it, for `openssl req -x509` marks
+/// it as an authority. So its dates are checked here.
 fn check_dates(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
     let (_, certificate) =
         X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
