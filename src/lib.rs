@@ -1,5 +1,6 @@
 //! Postgate.
 pub mod clock;
+pub mod config;
 pub mod delivery;
 pub mod event;
 pub mod mail;

@@ -1,0 +1,304 @@
+//! The configuration: one TOML file, checked as a whole before anything is done with it.
+//!
+//! [`load`] reads the file, lays the environment over it and either gives a [`Config`] in which
+//! every value is valid, or a [`Report`] of everything that is wrong. The modules below define
+//! their own settings; the program fills them from here.
+
+mod document;
+mod files;
+mod read;
+mod report;
+mod section;
+mod units;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use report::{Location, Problem, Report, Severity};
+pub use units::{duration as format_duration, size as format_size};
+pub use upstream::{
+    Auth, AuthError, Maildir, Mechanism, Pool, Smtp, Source, Timeouts, Tls, Upstream, UpstreamKind,
+    Verify,
+};
+
+use crate::mail::Mailbox;
+use crate::policy::networks::Networks;
+use crate::smtp::session::BareNewline;
+
+/// Where the configuration is looked for when nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
+
+/// Keys that are read once, at the start: the beginnings of their names.
+const FIXED: [&str; 5] = ["listener.", "spool.", "limits.memory", "admin.", "log."];
+
+/// A valid configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// Our own name: greeting, EHLO in both directions, Received lines.
+    pub hostname: String,
+    /// Who may send.
+    pub mynetworks: Networks,
+    /// Whom `RCPT TO:<Postmaster>` means.
+    pub postmaster: Mailbox,
+    /// Where mail comes in. Never empty.
+    pub listeners: Vec<Listener>,
+    /// What a client may do.
+    pub limits: Limits,
+    /// What a Received line tells.
+    pub received: Received,
+    /// The queue on disk.
+    pub spool: Spool,
+    /// When a deferred message is tried again.
+    pub retry: Retry,
+    /// How much is delivered at a time.
+    pub delivery: Delivery,
+    /// What a message can be handed to, in the order of the file. Never empty.
+    pub upstreams: Vec<Upstream>,
+    /// Which way messages take. One for now.
+    pub routes: Vec<Route>,
+    /// When an upstream is given a rest.
+    pub breaker: Breaker,
+    /// The operator's door.
+    pub admin: Admin,
+    /// What is logged, and how.
+    pub log: Log,
+    effective: Vec<(String, String)>,
+}
+
+/// Where mail comes in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listener {
+    /// Its name in logs.
+    pub name: String,
+    /// What it is bound to.
+    pub address: SocketAddr,
+    /// Whether TLS is offered or spoken.
+    pub tls: ListenerTls,
+}
+
+/// TLS on a listener.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ListenerTls {
+    /// Not offered.
+    None,
+    /// STARTTLS is offered (RFC 3207).
+    StartTls(Certificate),
+    /// The connection begins with the handshake (RFC 8314).
+    Implicit(Certificate),
+}
+
+/// The files of a certificate.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Certificate {
+    /// The chain in PEM, the own certificate first.
+    pub cert: PathBuf,
+    /// The private key in PEM.
+    pub key: PathBuf,
+}
+
+/// What a client may do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Octets of a message.
+    pub max_message_size: u64,
+    /// Recipients of a message.
+    pub max_recipients: usize,
+    /// Octets of a line of message text.
+    pub max_text_line: usize,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Connections at a time from one address.
+    pub max_connections_per_ip: usize,
+    /// Errors in one session.
+    pub max_errors: usize,
+    /// Messages in one session.
+    pub max_messages_per_connection: usize,
+    /// Wait for a command.
+    pub command_timeout: Duration,
+    /// Wait for the next octets of a message.
+    pub data_timeout: Duration,
+    /// Received lines before a message counts as looping.
+    pub max_hops: usize,
+    /// Octets of all messages held in memory.
+    pub memory: u64,
+    /// What becomes of a bare CR or LF in message text.
+    pub bare_newline: BareNewline,
+}
+
+/// What a Received line tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Received {
+    /// The client's address.
+    pub client_address: bool,
+    /// The name the client gave.
+    pub helo: bool,
+}
+
+/// The queue on disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Spool {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Octets that stay free on its disk; below, new mail is refused.
+    pub min_free: u64,
+    /// Messages it holds at most.
+    pub max_messages: Option<u64>,
+    /// Octets it holds at most.
+    pub max_bytes: Option<u64>,
+    /// Whether it may lie where it does not survive (tmpfs, an overlay).
+    pub allow_volatile: bool,
+}
+
+/// When a deferred message is tried again.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Retry {
+    /// The first wait.
+    pub initial: Duration,
+    /// What each wait is multiplied with for the next.
+    pub multiplier: f64,
+    /// The longest wait.
+    pub max_interval: Duration,
+    /// The share of a wait that is left to chance, 0 to 0.9.
+    pub jitter: f64,
+    /// How long a message is tried.
+    pub max_age: Duration,
+}
+
+/// How much is delivered at a time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Delivery {
+    /// Messages.
+    pub max_active: usize,
+    /// How long a shutdown waits for them.
+    pub drain_timeout: Duration,
+}
+
+/// A way for messages: upstreams in the order of preference.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Its name in logs.
+    pub name: String,
+    /// Names of upstreams, each of which exists. Never empty.
+    pub upstreams: Vec<String>,
+}
+
+/// When an upstream is given a rest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Breaker {
+    /// So many failures ...
+    pub failures: u32,
+    /// ... within this time open it,
+    pub window: Duration,
+    /// for this long at first,
+    pub open_for: Duration,
+    /// doubling up to this.
+    pub open_max: Duration,
+    /// Messages that are tried before it closes.
+    pub probes: u32,
+}
+
+/// The operator's door.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Admin {
+    /// The unix socket.
+    pub socket: PathBuf,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Log {
+    /// The least severe level.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// Severity of log lines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogLevel {
+    /// What Postgate cannot do.
+    Error,
+    /// What an operator should look at.
+    Warn,
+    /// Each message and delivery.
+    Info,
+    /// Each connection.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// One JSON object.
+    Json,
+    /// For human eyes.
+    Text,
+}
+
+/// The environment of this process, as [`load`] wants it. What is not UTF-8 is left out.
+pub fn environment() -> BTreeMap<String, String> {
+    let utf8 = |(k, v): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((k.into_string().ok()?, v.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(utf8).collect()
+}
+
+/// Reads and checks the configuration in `file` under `environment`.
+///
+/// `Ok` carries the warnings, if there are any; `Err` everything that is wrong.
+pub fn load(
+    file: &Path,
+    environment: &BTreeMap<String, String>,
+) -> Result<(Config, Report), Report> {
+    let source = std::fs::read_to_string(file).map_err(|e| Report::unreadable(file, &e))?;
+    parse(file, &source, environment)
+}
+
+/// Checks the configuration `source`; `file` is its name in the report.
+pub fn parse(
+    file: &Path,
+    source: &str,
+    environment: &BTreeMap<String, String>,
+) -> Result<(Config, Report), Report> {
+    let report = |problems| Report { file: file.into(), problems };
+    let (table, mut misnamed) = document::parse(source, environment).map_err(report)?;
+    let reading = section::Reading::new(source, environment);
+    let config = read::config(&reading, &table);
+    let (mut problems, effective) = reading.finish();
+    problems.append(&mut misnamed);
+    let report = report(problems);
+    match config {
+        Some(config) if report.errors() == 0 => Ok((Config { effective, ..config }, report)),
+        _ => Err(report),
+    }
+}
+
+impl Config {
+    /// Every key with its value in effect as TOML, defaults included, in the order they are read.
+    pub fn effective(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.effective.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The keys that differ in `new` and take effect only at a restart: listeners, the spool, the
+    /// admin socket, the log and the memory limit. Everything else can be reloaded.
+    pub fn needs_restart(&self, new: &Self) -> Vec<String> {
+        let old: BTreeMap<&str, &str> = self.effective().collect();
+        let new: BTreeMap<&str, &str> = new.effective().collect();
+        let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
+        let fixed = keys.filter(|key| FIXED.iter().any(|prefix| key.starts_with(prefix)));
+        let mut changed: Vec<String> =
+            fixed.filter(|key| old.get(*key) != new.get(*key)).map(ToString::to_string).collect();
+        changed.sort();
+        changed
+    }
+
+    /// The upstream of that name.
+    pub fn upstream(&self, name: &str) -> Option<&Upstream> {
+        self.upstreams.iter().find(|u| u.name == name)
+    }
+}

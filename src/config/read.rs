@@ -1,0 +1,414 @@
+//! From the tree of values to the [`Config`]: every section, every key, every default.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::document::{Place, Table};
+use super::section::{Reading, Section, Setting, Size, show_list, similar, words};
+use super::units::{hours, mins, secs};
+use super::upstream::{is_name, upstream};
+use super::{
+    Admin, Breaker, Certificate, Config, Delivery, Limits, Listener, ListenerTls, Log, LogFormat,
+    LogLevel, Received, Retry, Route, Spool, Upstream, files,
+};
+use crate::mail::Mailbox;
+use crate::mail::address::is_domain;
+use crate::policy::networks::Networks;
+use crate::smtp::session::BareNewline;
+
+/// The longest path of a unix socket, in octets (`sun_path` with its final NUL is 108).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// The smallest message size that must be taken (RFC 5321 section 4.5.3.1.7).
+const MESSAGE_SIZE_MIN: u64 = 64 << 10;
+
+/// The smallest line that must be taken, without its CRLF (RFC 5321 section 4.5.3.1.6).
+const TEXT_LINE_MIN: u64 = 998;
+
+/// Reads the whole; `None` when something that must be there is missing, which is then reported.
+pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
+    let mut top = Section::new(reading, String::new(), Place::Nowhere, table);
+    let hostname = hostname(&mut top);
+    let mynetworks = mynetworks(&mut top);
+    let postmaster = postmaster(&mut top, &hostname);
+    let listeners = listeners(&mut top);
+    let limits = limits(top.section("limits"));
+    let received = received(top.section("received"));
+    let spool = spool(top.section("spool"));
+    let retry = retry(top.section("retry"));
+    let delivery = delivery(top.section("delivery"));
+    let (names, upstreams) = upstreams(&mut top, &hostname, &listeners);
+    let routes = routes(&mut top, &names);
+    let breaker = breaker(top.section("breaker"));
+    let admin = admin(top.section("admin"));
+    let log = log(top.section("log"));
+    top.finish();
+    Some(Config {
+        hostname,
+        mynetworks: mynetworks?,
+        postmaster: postmaster?,
+        listeners,
+        limits,
+        received,
+        spool,
+        retry,
+        delivery,
+        upstreams,
+        routes,
+        breaker,
+        admin,
+        log,
+        effective: Vec::new(),
+    })
+}
+
+fn hostname(top: &mut Section<'_>) -> String {
+    let system = rustix::system::uname();
+    let name = top.or("hostname", system.nodename().to_string_lossy().into_owned());
+    if !is_domain(&name) {
+        let message = format_args!("\"{name}\" is no host name");
+        top.error(
+            "hostname",
+            message,
+            "write this host's full name: hostname = \"relay.example.com\"",
+        );
+    }
+    name
+}
+
+fn postmaster(top: &mut Section<'_>, hostname: &str) -> Option<Mailbox> {
+    let default = Mailbox::parse(format!("postmaster@{hostname}").as_bytes());
+    match default {
+        Ok(default) => Some(top.or("postmaster", default)),
+        Err(_) => top.optional("postmaster"),
+    }
+}
+
+fn mynetworks(top: &mut Section<'_>) -> Option<Networks> {
+    let allow_public = top.or("allow_public", false);
+    let Some(node) = top.node("mynetworks") else {
+        top.error(
+            "mynetworks",
+            "is missing: it says who may send",
+            "write mynetworks = [\"127.0.0.0/8\", \"[::1]/128\", …] with your own networks",
+        );
+        return None;
+    };
+    let Some(nodes) = node.list() else {
+        top.error("mynetworks", "must be a list", "write mynetworks = [\"127.0.0.0/8\", …]");
+        return None;
+    };
+    for (i, node) in nodes.iter().enumerate().filter(|(_, n)| n.text().is_none()) {
+        let message = format!("mynetworks[{i}] must be a text in quotes, not {}", node.kind());
+        top.reading.error(&node.place, message, None);
+    }
+    let texts: Option<Vec<&str>> = nodes.iter().map(super::document::Node::text).collect();
+    let texts = texts?;
+    let place = |i: usize| nodes.get(i).map_or(&node.place, |n| &n.place);
+    let networks = match Networks::parse(&texts) {
+        Ok(networks) => networks,
+        Err(errors) => {
+            for e in errors {
+                let message = format!("mynetworks[{}] {e}", e.index);
+                top.reading.error(place(e.index), message, e.problem.cure());
+            }
+            return None;
+        }
+    };
+    for (i, network) in networks.public().filter(|_| !allow_public) {
+        let message = format!("mynetworks[{i}] \"{network}\" is a public network");
+        let cure = "hosts of others may be in it; if all of it is yours, write allow_public = true";
+        top.reading.error(place(i), message, cure.to_owned());
+    }
+    if networks.is_empty() {
+        top.warning("mynetworks", "is empty: it admits nobody", "list your own networks");
+    }
+    top.in_effect("mynetworks", show_list(networks.iter().map(|n| n.to_string().show())));
+    Some(networks)
+}
+
+fn listeners(top: &mut Section<'_>) -> Vec<Listener> {
+    let sections = top.sections("listener");
+    if !top.has("listener") {
+        let cure = "write [[listener]] with name = \"backends\" and address = \"10.0.0.10:25\"";
+        top.error("listener", "is missing: mail can come in nowhere", cure);
+    }
+    let mut listeners: Vec<Listener> = Vec::new();
+    for mut section in sections {
+        let listener = listener(&mut section);
+        if let Some(listener) = listener {
+            if listeners.iter().any(|l| l.name == listener.name) {
+                section.error("name", "is used twice", "give each listener its own name");
+            }
+            if listeners.iter().any(|l| l.address == listener.address && l.address.port() != 0) {
+                section.error("address", "is used twice", "give each listener its own address");
+            }
+            listeners.push(listener);
+        }
+        section.finish();
+    }
+    listeners
+}
+
+#[derive(Clone, Copy)]
+enum TlsMode {
+    None,
+    StartTls,
+    Implicit,
+}
+words!(TlsMode { "none" => Self::None, "starttls" => Self::StartTls, "implicit" => Self::Implicit });
+
+fn listener(section: &mut Section<'_>) -> Option<Listener> {
+    let name = name(section, "\"backends\"");
+    let address: Option<SocketAddr> = section.required("address", "\"10.0.0.10:25\"");
+    let mode = section.or("tls", TlsMode::None);
+    let cert = files::existing(section, "cert");
+    let key = files::secret(section, "key");
+    let tls = match mode {
+        TlsMode::None => {
+            for unused in ["cert", "key"].into_iter().filter(|k| section.has(k)) {
+                section.warning(
+                    unused,
+                    "has no effect",
+                    "write tls = \"starttls\", or leave it out",
+                );
+            }
+            Some(ListenerTls::None)
+        }
+        mode => {
+            for missing in ["cert", "key"].into_iter().filter(|k| !section.has(k)) {
+                section.error(
+                    missing,
+                    "is missing: TLS needs it",
+                    format!("write {missing} = \"….pem\""),
+                );
+            }
+            let files = cert.zip(key).map(|(cert, key)| Certificate { cert, key });
+            if let Some(files) = &files {
+                files::check_key_pair(section, &files.cert, &files.key);
+            }
+            match mode {
+                TlsMode::Implicit => files.map(ListenerTls::Implicit),
+                _ => files.map(ListenerTls::StartTls),
+            }
+        }
+    };
+    Some(Listener { name: name?, address: address?, tls: tls? })
+}
+
+/// The `name` of a listener or route.
+fn name(section: &mut Section<'_>, example: &str) -> Option<String> {
+    let name: String = section.required("name", example)?;
+    if !is_name(&name) {
+        section.error(
+            "name",
+            format_args!("\"{name}\" is no name"),
+            "write letters, digits, - and _",
+        );
+    }
+    Some(name)
+}
+
+fn limits(mut s: Section<'_>) -> Limits {
+    let timeout = secs(1)..=hours(1);
+    let limits = Limits {
+        max_message_size: s
+            .within("max_message_size", Size(25 << 20), Size(MESSAGE_SIZE_MIN)..=Size(1 << 30))
+            .0,
+        max_recipients: s.within("max_recipients", 100, 1..=10_000),
+        max_text_line: octets(s.within(
+            "max_text_line",
+            Size(1 << 20),
+            Size(TEXT_LINE_MIN)..=Size(16 << 20),
+        )),
+        max_connections: s.within("max_connections", 500, 1..=50_000),
+        max_connections_per_ip: s.within("max_connections_per_ip", 50, 1..=50_000),
+        max_errors: s.within("max_errors", 20, 1..=1000),
+        max_messages_per_connection: s.within("max_messages_per_connection", 1000, 1..=1_000_000),
+        command_timeout: s.within("command_timeout", mins(5), timeout.clone()),
+        data_timeout: s.within("data_timeout", mins(3), timeout),
+        max_hops: s.within("max_hops", 50, 1..=1000),
+        memory: s.within("memory", Size(128 << 20), Size(16 << 20)..=Size(1 << 40)).0,
+        bare_newline: s.or("bare_newline", BareNewline::Normalize),
+    };
+    if limits.max_connections_per_ip > limits.max_connections && s.has("max_connections_per_ip") {
+        let cure = format!("write at most max_connections ({})", limits.max_connections);
+        s.warning("max_connections_per_ip", "is more than all connections together", cure);
+    }
+    s.finish();
+    limits
+}
+
+words!(BareNewline { "normalize" => Self::Normalize, "reject" => Self::Reject });
+
+fn octets(size: Size) -> usize {
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
+
+fn received(mut s: Section<'_>) -> Received {
+    let received =
+        Received { client_address: s.or("client_address", true), helo: s.or("helo", true) };
+    s.finish();
+    received
+}
+
+fn spool(mut s: Section<'_>) -> Spool {
+    let spool = Spool {
+        path: s.or("path", PathBuf::from("/var/lib/postgate/spool")),
+        min_free: s.or("min_free", Size(1 << 30)).0,
+        max_messages: s.optional("max_messages"),
+        max_bytes: s.optional("max_bytes").map(|size: Size| size.0),
+        allow_volatile: s.or("allow_volatile", false),
+    };
+    for (key, zero) in
+        [("max_messages", spool.max_messages == Some(0)), ("max_bytes", spool.max_bytes == Some(0))]
+    {
+        if zero {
+            s.error(key, "is 0: every message would be refused", "leave it out for no limit");
+        }
+    }
+    s.finish();
+    spool
+}
+
+fn retry(mut s: Section<'_>) -> Retry {
+    let retry = Retry {
+        initial: s.within("initial", mins(1), secs(1)..=hours(24)),
+        multiplier: s.within("multiplier", 2.0, 1.0..=10.0),
+        max_interval: s.within("max_interval", hours(1), secs(1)..=hours(24)),
+        jitter: s.within("jitter", 0.2, 0.0..=0.9),
+        max_age: s.within("max_age", hours(48), mins(1)..=hours(24 * 30)),
+    };
+    if retry.initial > retry.max_interval {
+        s.error("initial", "is more than max_interval", "the first wait is the shortest");
+    }
+    if retry.initial > retry.max_age {
+        s.error(
+            "max_age",
+            "is less than initial",
+            "messages would be given up before a second try",
+        );
+    }
+    s.finish();
+    retry
+}
+
+fn delivery(mut s: Section<'_>) -> Delivery {
+    let delivery = Delivery {
+        max_active: s.within("max_active", 200, 1..=10_000),
+        drain_timeout: s.within("drain_timeout", secs(50), secs(0)..=hours(1)),
+    };
+    s.finish();
+    delivery
+}
+
+/// The names of all upstreams, also of wrong ones, so that a route is not blamed for those.
+fn upstreams(
+    top: &mut Section<'_>,
+    hostname: &str,
+    listeners: &[Listener],
+) -> (Vec<String>, Vec<Upstream>) {
+    let sections = top.named_sections("upstreams");
+    if sections.is_empty() {
+        let cure = "write [upstreams.core] with type = \"smtp\" and host = \"mail-core-01\"";
+        top.error("upstreams", "is missing: mail can go nowhere", cure);
+    }
+    let names = sections.iter().map(|(name, _)| name.clone()).collect();
+    let upstreams =
+        sections.into_iter().filter_map(|(name, s)| upstream(name, s, hostname, listeners));
+    (names, upstreams.collect())
+}
+
+fn routes(top: &mut Section<'_>, names: &[String]) -> Vec<Route> {
+    let sections = top.sections("route");
+    if !top.has("route") {
+        let cure = "write [[route]] with name = \"default\" and upstreams = [\"core\"]";
+        top.error("route", "is missing: mail can go nowhere", cure);
+    }
+    let mut routes = Vec::new();
+    for (i, mut section) in sections.into_iter().enumerate() {
+        if i > 0 {
+            let message = format!("{} is a second route", section.path);
+            section.reading.error(&section.place, message, "one is supported for now".to_owned());
+        }
+        let name = name(&mut section, "\"default\"");
+        let upstreams = route_upstreams(&mut section, names);
+        section.finish();
+        routes.extend(name.zip(upstreams).map(|(name, upstreams)| Route { name, upstreams }));
+    }
+    routes
+}
+
+fn route_upstreams(section: &mut Section<'_>, names: &[String]) -> Option<Vec<String>> {
+    let example = "write upstreams = [\"core\"], the preferred one first";
+    let Some(node) = section.node("upstreams") else {
+        section.error("upstreams", "is missing", example);
+        return None;
+    };
+    let Some(nodes) = node.list().filter(|nodes| !nodes.is_empty()) else {
+        section.error("upstreams", "must be a list of at least one name", example);
+        return None;
+    };
+    let mut upstreams: Vec<String> = Vec::new();
+    for node in nodes.iter() {
+        let name = node.text().unwrap_or_default();
+        let fault = if !names.iter().any(|n| n == name) {
+            let cure = similar(name, names.iter().map(String::as_str)).map_or_else(
+                || format!("write [upstreams.{name}], or name one of: {}", names.join(", ")),
+                |known| format!("did you mean \"{known}\"?"),
+            );
+            Some(("names the unknown upstream", cure))
+        } else if upstreams.iter().any(|n| n == name) {
+            Some(("names twice the upstream", "name it once".into()))
+        } else {
+            None
+        };
+        if let Some((what, cure)) = fault {
+            let message = format!("{} {what} \"{name}\"", section.path);
+            section.reading.error(&node.place, message, cure);
+        }
+        upstreams.push(name.into());
+    }
+    section.in_effect("upstreams", show_list(upstreams.iter().map(Setting::show)));
+    Some(upstreams)
+}
+
+fn breaker(mut s: Section<'_>) -> Breaker {
+    let breaker = Breaker {
+        failures: s.within("failures", 5, 1..=10_000),
+        window: s.within("window", secs(30), secs(1)..=hours(24)),
+        open_for: s.within("open_for", secs(30), secs(1)..=hours(24)),
+        open_max: s.within("open_max", mins(10), secs(1)..=hours(24)),
+        probes: s.within("probes", 1, 1..=1000),
+    };
+    if breaker.open_for > breaker.open_max {
+        s.error("open_for", "is more than open_max", "the first rest is the shortest");
+    }
+    s.finish();
+    breaker
+}
+
+fn admin(mut s: Section<'_>) -> Admin {
+    let socket = s.or("socket", PathBuf::from("/run/postgate/admin.sock"));
+    if socket.as_os_str().len() > SOCKET_PATH_MAX {
+        let cure = format!("a unix socket's path has at most {SOCKET_PATH_MAX} octets");
+        s.error("socket", "is too long", cure);
+    }
+    s.finish();
+    Admin { socket }
+}
+
+fn log(mut s: Section<'_>) -> Log {
+    let log = Log { level: s.or("level", LogLevel::Info), format: s.or("format", LogFormat::Json) };
+    s.finish();
+    log
+}
+
+words!(LogLevel {
+    "error" => Self::Error,
+    "warn" => Self::Warn,
+    "info" => Self::Info,
+    "debug" => Self::Debug,
+    "trace" => Self::Trace,
+});
+words!(LogFormat { "json" => Self::Json, "text" => Self::Text });

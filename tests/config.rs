@@ -1,0 +1,180 @@
+//! Every configuration that is shipped is valid, and every mistake is told as promised.
+//!
+//! A file in `config/invalid` has its expected report beside it, as `.txt`. After a deliberate
+//! change of the wording, `UPDATE_EXPECTED=1 cargo test --test config` writes them anew.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use postgate::config::{self, Config, ListenerTls, Severity, Tls, UpstreamKind, Verify};
+
+fn files(directory: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> =
+        entries.filter(|p| p.extension().is_some_and(|e| e == "toml")).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{directory}");
+    files
+}
+
+fn environment(variables: &[(&str, &str)]) -> BTreeMap<String, String> {
+    variables.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
+}
+
+fn load(file: impl AsRef<Path>, variables: &[(&str, &str)]) -> Config {
+    let loaded = config::load(file.as_ref(), &environment(variables));
+    loaded.unwrap_or_else(|report| panic!("{}:\n{report}", file.as_ref().display())).0
+}
+
+#[test]
+fn every_shipped_configuration_is_valid_and_quiet() {
+    let shipped = ["config", "config/examples", "tests/config/valid"];
+    for file in shipped.into_iter().flat_map(files) {
+        let (_, report) = config::load(&file, &environment(&[])).unwrap_or_else(|r| panic!("{r}"));
+        let expected = usize::from(file.ends_with("submission-port-587.toml"));
+        assert_eq!(report.warnings(), expected, "{report}");
+    }
+}
+
+#[test]
+fn every_mistake_is_told_with_its_place_and_cure() {
+    for file in files("tests/config/invalid") {
+        let variables = [
+            ("POSTGATE__LIMITS__MAX_HOPS", "many"),
+            ("POSTGATE__LISTENER__OUT__ADDRESS", "127.0.0.1:1"),
+            ("POSTGATE__LIMITS__MAX_MESAGE_SIZE", "1MiB"),
+            ("POSTGATE__UPSTREAMS__CORE__AUTH__PASSWORD", "hunter2"),
+            ("POSTGATE__UPSTREAMS__CORE__PORT", "25"),
+            ("POSTGATE__HOSTNAME", "relay.example.com"),
+        ];
+        let variables = match file.file_stem().and_then(|s| s.to_str()) {
+            Some("environment") => environment(&variables),
+            _ => environment(&[("USER", "ana"), ("POSTGATE__HOSTNAME_", "ignored"), ("HOME", "/")]),
+        };
+        let variables: BTreeMap<_, _> =
+            variables.into_iter().filter(|(k, _)| k != "POSTGATE__HOSTNAME_").collect();
+        let report = config::load(&file, &variables).expect_err(&file.display().to_string());
+        assert!(report.problems.iter().any(|p| p.severity == Severity::Error));
+        let told = format!("{report}{}\n", report.summary());
+        assert!(!told.contains("hunter2"), "{told}");
+        let expected = file.with_extension("txt");
+        if std::env::var_os("UPDATE_EXPECTED").is_some() {
+            fs::write(&expected, &told).unwrap();
+        }
+        let expected = fs::read_to_string(&expected).unwrap_or_default();
+        assert_eq!(told, expected, "{}", file.display());
+    }
+}
+
+#[test]
+fn the_reference_names_every_key_with_its_default() {
+    let text = fs::read_to_string("config/postgate.toml").unwrap();
+    let minimal = load("tests/config/valid/minimal.toml", &[]);
+    let own = [
+        "hostname",
+        "mynetworks",
+        "postmaster",
+        "name",
+        "address",
+        "host",
+        "port",
+        "tls",
+        "verify",
+        "type",
+        "upstreams",
+    ];
+    for (key, default) in minimal.effective() {
+        let key = key.rsplit('.').next().unwrap();
+        let says = |line: &str| {
+            line.split_once('=').is_some_and(|(k, v)| {
+                k.trim() == key && v.split('#').next().unwrap().trim() == default
+            })
+        };
+        assert!(own.contains(&key) || text.lines().any(says), "{key} = {default}");
+    }
+    let everything = load("tests/config/valid/everything.toml", &[]);
+    let names = |key: &str, line: &str| {
+        line.trim_start_matches("# ").split_once('=').is_some_and(|(k, _)| k.trim() == key)
+    };
+    for (key, _) in everything.effective() {
+        let key = key.rsplit('.').next().unwrap();
+        assert!(text.lines().any(|line| names(key, line)), "{key}");
+    }
+}
+
+#[test]
+fn values_reach_the_configuration() {
+    let c = load("tests/config/valid/everything.toml", &[]);
+    assert_eq!(c.hostname, "relay.example.com");
+    assert_eq!(c.postmaster.as_str(), "ops@example.com");
+    assert!(c.mynetworks.contains("10.0.0.255".parse().unwrap()));
+    assert!(!c.mynetworks.contains("10.0.1.0".parse().unwrap()));
+    assert_eq!(c.listeners.len(), 2);
+    assert_eq!(c.listeners[0].tls, ListenerTls::None);
+    assert_eq!(c.limits.max_message_size, 50_000_000);
+    assert_eq!((c.spool.max_messages, c.spool.max_bytes), (Some(1000), Some(10 << 30)));
+    assert_eq!(c.routes[0].upstreams, ["spare", "core"]);
+    let UpstreamKind::Smtp(core) = &c.upstream("core").unwrap().kind else { panic!("smtp") };
+    assert_eq!((core.tls, core.port, core.addresses.len()), (Tls::Implicit, 465, 2));
+    assert!(matches!(core.verify, Verify::Fingerprint(f) if f[..3] == [0, 0x11, 0x22]));
+    let UpstreamKind::Smtp(spare) = &c.upstream("spare").unwrap().kind else { panic!("smtp") };
+    assert_eq!((spare.pool.max_connections, spare.pool.max_messages), (1, 100));
+    assert_eq!(spare.timeouts.end_of_data, Duration::from_mins(5));
+    assert_eq!((spare.tls, spare.verify), (Tls::Opportunistic, Verify::None));
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let c = load(
+        "tests/config/valid/everything.toml",
+        &[
+            ("POSTGATE__HOSTNAME", "12345"),
+            ("POSTGATE__MYNETWORKS", "127.0.0.0/8, 10.0.0.0/8"),
+            ("POSTGATE__LIMITS__MAX_HOPS", "7"),
+            ("POSTGATE__RETRY__JITTER", "0"),
+            ("POSTGATE__RECEIVED__HELO", "true"),
+            ("POSTGATE__LISTENER__V6__ADDRESS", "[::1]:2526"),
+            ("POSTGATE__UPSTREAMS__SPARE__POOL__MAX_IDLE", "5s"),
+            ("POSTGATE__UPSTREAMS__CORE__ADDRESS", "[\"10.0.0.6\"]"),
+            ("POSTGATE__ROUTE__DEFAULT__UPSTREAMS", "core"),
+        ],
+    );
+    assert_eq!((c.hostname.as_str(), c.limits.max_hops), ("12345", 7));
+    assert!(c.mynetworks.contains("10.9.9.9".parse().unwrap()));
+    assert!(!c.mynetworks.contains("192.0.2.1".parse().unwrap()));
+    assert!(c.retry.jitter < 0.01 && c.received.helo && !c.received.client_address);
+    assert_eq!(c.listeners[1].address.port(), 2526);
+    assert_eq!(c.routes[0].upstreams, ["core"]);
+    let UpstreamKind::Smtp(spare) = &c.upstream("spare").unwrap().kind else { panic!("smtp") };
+    assert_eq!(spare.pool.max_idle, Duration::from_secs(5));
+}
+
+#[test]
+fn a_reload_tells_which_keys_need_a_restart() {
+    let file = "tests/config/valid/everything.toml";
+    let old = load(file, &[]);
+    let same = [("POSTGATE__MYNETWORKS", "127.0.0.0/8"), ("POSTGATE__LIMITS__MAX_HOPS", "7")];
+    assert_eq!(old.needs_restart(&load(file, &same)), Vec::<String>::new());
+    let fixed = [
+        ("POSTGATE__LISTENER__V6__ADDRESS", "[::1]:2526"),
+        ("POSTGATE__SPOOL__PATH", "/elsewhere"),
+        ("POSTGATE__ADMIN__SOCKET", "/elsewhere.sock"),
+    ];
+    let keys = ["admin.socket", "listener.v6.address", "spool.path"];
+    assert_eq!(old.needs_restart(&load(file, &fixed)), keys);
+}
+
+#[test]
+fn what_is_printed_is_the_same_configuration_again() {
+    let old = load("tests/config/valid/everything.toml", &[]);
+    let variables: Vec<(String, &str)> = old
+        .effective()
+        .map(|(k, v)| {
+            (format!("POSTGATE__{}", k.replace('.', "__").to_uppercase()), v.trim_matches('"'))
+        })
+        .collect();
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+    assert_eq!(load("tests/config/valid/everything.toml", &variables), old);
+}
