@@ -247,3 +247,28 @@ impl AcceptFailed<'_> {
         error!(event = "accept", listener, %error, "cannot accept connections");
     }
 }
+
+/// An operator asked for a change.
+#[derive(Debug)]
+pub struct AdminAction<'a> {
+    /// The user id of the process that asked; `None` when the system did not tell.
+    pub uid: Option<u32>,
+    /// What was asked for: `retry`, `delete`, `reload` and so on.
+    pub action: &'a str,
+    /// Of which message, if of one.
+    pub queue_id: Option<QueueId>,
+    /// Why it was not done; `None` when it was.
+    pub error: Option<&'a str>,
+}
+
+impl AdminAction<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { uid, action, queue_id, error } = *self;
+        let queue_id = queue_id.map(|id| id.to_string()).unwrap_or_default();
+        match error {
+            None => info!(event = "admin", uid, action, queue_id, "done for an operator"),
+            Some(error) => warn!(event = "admin", uid, action, queue_id, error, "not done"),
+        }
+    }
+}

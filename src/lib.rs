@@ -1,4 +1,5 @@
 //! Postgate.
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod delivery;

@@ -1,0 +1,264 @@
+//! The API over a real socket, with a queue that is a map.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::clock::{ManualClock, Timestamp};
+use crate::mail::{
+    Body, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState, ReversePath,
+};
+use crate::spool::{Action, Claim, Draft, Entry, Settlement, SpoolError, Stats};
+
+/// A queue that is a map; `broken` makes every later page fail.
+#[derive(Default)]
+struct Map {
+    entries: Mutex<BTreeMap<QueueId, Entry>>,
+    broken: bool,
+}
+
+#[async_trait]
+impl Spool for Map {
+    async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError> {
+        Err(SpoolError::Closed)
+    }
+
+    async fn claim(&self, _: Timestamp, _: usize, _: Duration) -> Result<Vec<Claim>, SpoolError> {
+        Err(SpoolError::Closed)
+    }
+
+    async fn body(&self, _: &Claim) -> Result<Body, SpoolError> {
+        Err(SpoolError::Closed)
+    }
+
+    async fn settle(&self, _: Claim, _: Settlement) -> Result<(), SpoolError> {
+        Err(SpoolError::Closed)
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        None
+    }
+
+    async fn wait(&self) {}
+
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
+
+    fn refusal(&self) -> Option<SpoolError> {
+        self.broken.then_some(SpoolError::Full("the disk"))
+    }
+
+    async fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<Entry>, SpoolError> {
+        if self.broken && after.is_some() {
+            return Err(SpoolError::Closed);
+        }
+        let entries = self.entries.lock().unwrap();
+        let later = entries.values().filter(|e| after.is_none_or(|a| e.message.id > a));
+        Ok(later.take(limit).cloned().collect())
+    }
+
+    async fn show(&self, id: QueueId) -> Result<Option<Entry>, SpoolError> {
+        Ok(self.entries.lock().unwrap().get(&id).cloned())
+    }
+
+    async fn act(&self, id: QueueId, action: Action, now: Timestamp) -> Result<(), SpoolError> {
+        let mut entries = self.entries.lock().unwrap();
+        let entry = entries.get_mut(&id).ok_or(SpoolError::NotFound(id))?;
+        match action {
+            Action::Hold => entry.state = QueueState::Held,
+            Action::Retry if entry.state == QueueState::Active => {
+                return Err(SpoolError::InDelivery(id));
+            }
+            Action::Requeue => return Err(SpoolError::WrongState(id, entry.state.word())),
+            Action::Retry | Action::Release => entry.due = Some(now),
+            Action::Delete => drop(entries.remove(&id)),
+        }
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
+fn entry(n: u64, state: QueueState) -> Entry {
+    let mailbox = Mailbox::parse(b"a@example.com").unwrap();
+    let envelope = Envelope {
+        reverse_path: ReversePath::Null,
+        recipients: vec![ForwardPath(mailbox).into()],
+        body: crate::mail::BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+    };
+    let client =
+        Client { address: "10.0.0.1".parse().unwrap(), helo: "h".into(), listener: "l".into() };
+    let message =
+        Message::new(QueueId::from_u64(n), Timestamp::from_millis(1000), client, envelope);
+    Entry { message, state, due: None }
+}
+
+struct Server {
+    socket: PathBuf,
+    spool: Arc<Map>,
+    reloads: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
+    _directory: tempfile::TempDir,
+}
+
+fn start(spool: Map) -> Server {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("new/admin.sock");
+    let (reload, reloads) = mpsc::channel(1);
+    let spool = Arc::new(spool);
+    let handles = Handles {
+        spool: spool.clone(),
+        status: Arc::new(|| json!({ "state": "running" })),
+        reload,
+        clock: Arc::new(ManualClock::new(Timestamp::from_millis(42))),
+    };
+    let listener = bind(&socket).unwrap();
+    tokio::spawn(serve(listener, handles, std::future::pending()));
+    Server { socket, spool, reloads, _directory: directory }
+}
+
+fn queue(entries: impl IntoIterator<Item = Entry>) -> Map {
+    let entries = entries.into_iter().map(|e| (e.message.id, e)).collect();
+    Map { entries: Mutex::new(entries), broken: false }
+}
+
+/// Sends a request and gives all that comes back.
+async fn exchange(server: &Server, line: &str) -> String {
+    let mut stream = UnixStream::connect(&server.socket).await.unwrap();
+    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// Sends a request and gives the status and all that follows the header.
+async fn request(server: &Server, line: &str) -> (u16, String) {
+    let answer = exchange(server, line).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
+}
+
+async fn get(server: &Server, line: &str) -> (u16, Value) {
+    let (status, body) = request(server, line).await;
+    (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{e}: {body}")))
+}
+
+#[tokio::test]
+async fn a_message_is_shown_and_acted_on() {
+    let server = start(queue([entry(7, QueueState::Deferred)]));
+    let id = QueueId::from_u64(7);
+    let (status, shown) = get(&server, &format!("GET /v1/queue/{id}")).await;
+    assert_eq!((status, &shown["state"]), (200, &json!("deferred")));
+    let (status, done) = get(&server, &format!("POST /v1/queue/{id}/retry")).await;
+    assert_eq!((status, done), (200, json!({ "queue_id": id, "action": "retry" })));
+    let due = server.spool.entries.lock().unwrap()[&id].due;
+    assert_eq!(due, Some(Timestamp::from_millis(42)));
+    assert_eq!(get(&server, &format!("POST /v1/queue/{id}/hold")).await.0, 200);
+    assert_eq!(get(&server, &format!("POST /v1/queue/{id}/delete")).await.0, 200);
+    assert!(server.spool.entries.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_told_as_a_problem() {
+    let server = start(queue([entry(7, QueueState::Active)]));
+    let (id, other) = (QueueId::from_u64(7), QueueId::from_u64(8));
+    for (line, status, detail) in [
+        (format!("GET /v1/queue/{other}"), 404, "no message"),
+        (format!("POST /v1/queue/{other}/hold"), 404, "no message"),
+        (format!("POST /v1/queue/{id}/retry"), 409, "being delivered"),
+        (format!("POST /v1/queue/{id}/requeue"), 409, "is active"),
+        (format!("POST /v1/queue/{id}/explode"), 404, "the actions are"),
+        ("GET /v1/queue/nonsense".into(), 400, "not a queue id"),
+        ("GET /v1/queue?state=lost".into(), 400, "lost"),
+        ("GET /v1/queue?stat=held".into(), 400, "stat"),
+        (format!("GET /v1/queue/{id}/hold"), 405, "POST"),
+        ("GET /etc/passwd".into(), 404, "no such request"),
+    ] {
+        let (got, problem) = get(&server, &line).await;
+        assert_eq!((got, problem["status"].as_u64()), (status, Some(status.into())), "{line}");
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{line}: {problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_listing_is_whole_at_the_edges_of_a_page() {
+    for n in [0, 1, api::PAGE - 1, api::PAGE, api::PAGE + 1, 2 * api::PAGE + 1] {
+        let states = [QueueState::Held, QueueState::Deferred];
+        let entries = (0..n).map(|i| entry(i as u64, states[i % 2]));
+        let server = start(queue(entries));
+        for (line, expected) in [("GET /v1/queue", n), ("GET /v1/queue?state=held", n.div_ceil(2))]
+        {
+            let (status, body) = request(&server, line).await;
+            let lines = body.lines().filter(|l| l.starts_with('{')).count();
+            assert_eq!((status, lines), (200, expected), "{line} of {n}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_listing_that_fails_on_the_way_is_cut_short_and_not_ended() {
+    let entries = (0..=api::PAGE).map(|i| entry(i as u64, QueueState::Held));
+    let server = start(Map { broken: true, ..queue(entries) });
+    let answer = exchange(&server, "GET /v1/queue").await;
+    assert!(!answer.ends_with("\r\n0\r\n\r\n"), "the chunked body must not look complete");
+}
+
+#[tokio::test]
+async fn readiness_is_that_of_the_spool() {
+    assert_eq!(get(&start(Map::default()), "GET /v1/ready").await.0, 200);
+    let broken = Map { broken: true, ..Map::default() };
+    let (status, problem) = get(&start(broken), "GET /v1/ready").await;
+    assert_eq!((status, &problem["detail"]), (503, &json!("spool is full: the disk")));
+    let status = get(&start(Map::default()), "GET /v1/status").await;
+    assert_eq!(status, (200, json!({ "state": "running" })));
+}
+
+#[tokio::test]
+async fn a_reload_answers_what_came_of_it() {
+    let mut server = start(Map::default());
+    for (result, status, key) in [
+        (Ok("reloaded".to_owned()), 200, "message"),
+        (Err("mynetworks is missing".to_owned()), 422, "detail"),
+    ] {
+        let text = result.clone().unwrap_or_else(|e| e);
+        let mut reloads = server.reloads;
+        let program = tokio::spawn(async move {
+            reloads.recv().await.unwrap().send(result).unwrap();
+            reloads
+        });
+        server.reloads = mpsc::channel(1).1;
+        let (got, answer) = get(&server, "POST /v1/reload").await;
+        assert_eq!((got, answer[key].as_str()), (status, Some(text.as_str())));
+        server.reloads = program.await.unwrap();
+    }
+    server.reloads.close();
+    assert_eq!(get(&server, "POST /v1/reload").await.0, 503);
+}
+
+#[tokio::test]
+async fn the_socket_is_for_owner_and_group_and_never_taken_from_another() {
+    let server = start(Map::default());
+    let mode = std::fs::metadata(&server.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, SOCKET_MODE);
+    assert!(matches!(bind(&server.socket), Err(BindError::InUse(_))));
+    assert_eq!(get(&server, "GET /v1/status").await.0, 200);
+
+    let stale = server.socket.with_file_name("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    assert!(bind(&stale).is_ok());
+
+    let file = server.socket.with_file_name("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(matches!(bind(&file), Err(BindError::NotASocket(_))));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+}
