@@ -1,5 +1,6 @@
 //! Postgate.
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod delivery;

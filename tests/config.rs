@@ -2,6 +2,7 @@
 //!
 //! A file in `config/invalid` has its expected report beside it, as `.txt`. After a deliberate
 //! change of the wording, `UPDATE_EXPECTED=1 cargo test --test config` writes them anew.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -40,7 +40,7 @@ pub(super) fn existing(section: &mut Section<'_>, key: &'static str) -> Option<P
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => {}
         Ok(_) => {
-            section.error(key, format_args!("{} is not a file", path.display()), "name a file")
+            section.error(key, format_args!("{} is not a file", path.display()), "name a file");
         }
         Err(e) => section.error(
             key,
@@ -90,7 +90,7 @@ pub(super) fn check_key_pair(section: &Section<'_>, cert: &Path, key: &Path) {
         section.warning(
             "cert",
             "is self-signed: clients that upgrade will refuse it",
-            "nodemailer and others then send nothing; use tls = \"none\" or a certificate they trust",
+            "nodemailer and others then send nothing; use tls = \"none\" or one they trust",
         );
     }
     let provider = rustls::crypto::aws_lc_rs::default_provider();

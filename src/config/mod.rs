@@ -7,6 +7,7 @@
 mod document;
 mod files;
 mod read;
+mod read_upstream;
 mod report;
 mod section;
 mod units;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use report::{Location, Problem, Report, Severity};
-pub use units::{duration as format_duration, size as format_size};
+pub use units::{UnitError, duration as format_duration, parse_duration, size as format_size};
 pub use upstream::{
     Auth, AuthError, Maildir, Mechanism, Pool, Smtp, Source, Timeouts, Tls, Upstream, UpstreamKind,
     Verify,
@@ -30,6 +31,9 @@ use crate::smtp::session::BareNewline;
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
+
+/// Where the operator knocks when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/postgate/admin.sock";
 
 /// Keys that are read once, at the start: the beginnings of their names.
 const FIXED: [&str; 5] = ["listener.", "spool.", "limits.memory", "admin.", "log."];

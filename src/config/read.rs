@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::document::{Place, Table};
+use super::read_upstream::{is_name, upstream};
 use super::section::{Reading, Section, Setting, Size, show_list, similar, words};
 use super::units::{hours, mins, secs};
-use super::upstream::{is_name, upstream};
 use super::{
-    Admin, Breaker, Certificate, Config, Delivery, Limits, Listener, ListenerTls, Log, LogFormat,
-    LogLevel, Received, Retry, Route, Spool, Upstream, files,
+    Admin, Breaker, Certificate, Config, DEFAULT_SOCKET, Delivery, Limits, Listener, ListenerTls,
+    Log, LogFormat, LogLevel, Received, Retry, Route, Spool, Upstream, files,
 };
 use crate::mail::Mailbox;
 use crate::mail::address::is_domain;
@@ -156,7 +156,11 @@ enum TlsMode {
     StartTls,
     Implicit,
 }
-words!(TlsMode { "none" => Self::None, "starttls" => Self::StartTls, "implicit" => Self::Implicit });
+words!(TlsMode {
+    "none" => Self::None,
+    "starttls" => Self::StartTls,
+    "implicit" => Self::Implicit,
+});
 
 fn listener(section: &mut Section<'_>) -> Option<Listener> {
     let name = name(section, "\"backends\"");
@@ -389,7 +393,7 @@ fn breaker(mut s: Section<'_>) -> Breaker {
 }
 
 fn admin(mut s: Section<'_>) -> Admin {
-    let socket = s.or("socket", PathBuf::from("/run/postgate/admin.sock"));
+    let socket = s.or("socket", PathBuf::from(DEFAULT_SOCKET));
     if socket.as_os_str().len() > SOCKET_PATH_MAX {
         let cure = format!("a unix socket's path has at most {SOCKET_PATH_MAX} octets");
         s.error("socket", "is too long", cure);

@@ -184,7 +184,7 @@ impl<'a> Section<'a> {
     }
 
     /// A table within this one; an empty one when it is not there.
-    pub(super) fn section(&mut self, key: &'static str) -> Section<'a> {
+    pub(super) fn section(&mut self, key: &'static str) -> Self {
         const EMPTY: &Table = &Table(Vec::new());
         let place = self.place(key);
         let table = self.node(key).map(|node| {
@@ -195,11 +195,11 @@ impl<'a> Section<'a> {
                 EMPTY
             })
         });
-        Section::new(self.reading, self.name(key), place, table.unwrap_or(EMPTY))
+        Self::new(self.reading, self.name(key), place, table.unwrap_or(EMPTY))
     }
 
     /// The tables of a list `[[key]]`, each named by its `name` or else its place in the list.
-    pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'a>> {
+    pub(super) fn sections(&mut self, key: &'static str) -> Vec<Self> {
         let Some(node) = self.node(key) else { return Vec::new() };
         let super::document::Value::Array(elements) = &node.value else {
             let message = format!("{key} must be a list of sections, not {}", node.kind());
@@ -215,13 +215,13 @@ impl<'a> Section<'a> {
             };
             let name = table.find("name").and_then(|e| e.node.text());
             let path = name.map_or_else(|| format!("{key}[{i}]"), |name| format!("{key}.{name}"));
-            sections.push(Section::new(self.reading, path, element.place.clone(), table));
+            sections.push(Self::new(self.reading, path, element.place.clone(), table));
         }
         sections
     }
 
     /// The tables of a table, each under its name: `[upstreams.core]`.
-    pub(super) fn named_sections(&mut self, key: &'static str) -> Vec<(String, Section<'a>)> {
+    pub(super) fn named_sections(&mut self, key: &'static str) -> Vec<(String, Self)> {
         let outer = self.section(key);
         let mut sections = Vec::new();
         for entry in outer.entries {
@@ -231,7 +231,7 @@ impl<'a> Section<'a> {
                 self.reading.error(&entry.place, message, format!("write [{key}.NAME]"));
                 continue;
             };
-            let section = Section::new(self.reading, path, entry.place.clone(), table);
+            let section = Self::new(self.reading, path, entry.place.clone(), table);
             sections.push((entry.key.clone(), section));
         }
         sections
@@ -298,11 +298,12 @@ macro_rules! whole_number {
         impl Setting for $type {
             fn read(node: &Node) -> Result<Self, Fault> {
                 let n = node.integer().ok_or_else(|| Fault::kind("a whole number", node))?;
-                let fault = || Fault::new(format!("is out of range ({n})"), "write a smaller number");
+                let message = format!("is out of range ({n})");
+                let fault = Fault::new(message, "write a smaller number");
                 match Self::try_from(n) {
                     Ok(n) => Ok(n),
-                    Err(_) if n < 0 => Err(Fault { cure: None, ..fault() }),
-                    Err(_) => Err(fault()),
+                    Err(_) if n < 0 => Err(Fault { cure: None, ..fault }),
+                    Err(_) => Err(fault),
                 }
             }
 
@@ -424,7 +425,8 @@ macro_rules! words {
 
             fn show(&self) -> String {
                 let words = [$(($word, $value)),*];
-                let same = |value: &Self| std::mem::discriminant(value) == std::mem::discriminant(self);
+                let own = std::mem::discriminant(self);
+                let same = |value: &Self| std::mem::discriminant(value) == own;
                 let word = words.iter().find(|(_, value)| same(value)).map_or("", |(word, _)| word);
                 format!("\"{word}\"")
             }

@@ -21,7 +21,7 @@ const SIZE: [(&str, u64); 9] = [
 
 /// Why a text is no quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum UnitError {
+pub enum UnitError {
     /// A number without a unit.
     #[error("has no unit")]
     NoUnit,
@@ -34,7 +34,7 @@ pub(super) enum UnitError {
 }
 
 /// A whole number with one unit: `ms`, `s`, `m`, `h` or `d`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     parse(text, &TIME).map(Duration::from_millis)
 }
 

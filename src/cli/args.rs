@@ -1,0 +1,176 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, DEFAULT_PATH};
+use crate::mail::{Mailbox, QueueState};
+
+/// Takes mail from your backends, keeps it safe on disk, and delivers it through your smarthost.
+#[derive(Debug, Parser)]
+#[command(
+    name = "postgate",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Global {
+    /// The configuration [default: /etc/postgate/postgate.toml]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The running Postgate's socket [default: the configuration's admin.socket]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Say nothing but data and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+}
+
+impl Global {
+    pub(super) fn config(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run in the foreground, as systemd wants it
+    Run,
+    /// Check the configuration and tell all that is wrong with it
+    CheckConfig(CheckConfig),
+    /// Show the queue and act on its messages
+    #[command(subcommand, arg_required_else_help = true)]
+    Queue(Queue),
+    /// The same as: queue list
+    Mailq,
+    /// Show what the running Postgate is doing
+    Status,
+    /// Make the running Postgate read its configuration again
+    Reload,
+    /// Send a test message and follow it to the upstream's answer
+    Send(Send),
+    /// End with 0 when Postgate is well, for containers and scripts
+    Healthcheck(Healthcheck),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckConfig {
+    /// Fail on warnings too
+    #[arg(long)]
+    pub(super) deny_warnings: bool,
+    /// Print every key with its value in effect
+    #[arg(long)]
+    pub(super) print: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Queue {
+    /// List messages, the oldest first
+    List {
+        /// Only messages in this state
+        #[arg(long, value_name = "STATE", value_parser = parse_state)]
+        state: Option<QueueState>,
+    },
+    /// Show all that is known of one message
+    Show {
+        /// Its queue id
+        id: String,
+    },
+    /// Try messages again now
+    Retry(Ids),
+    /// Keep messages back until they are released
+    Hold(Ids),
+    /// Let held messages go
+    Release(Ids),
+    /// Put dead letters back into the queue
+    Requeue(Ids),
+    /// Delete messages for good
+    Delete(Ids),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Ids {
+    /// Queue ids; - reads them from stdin, one a line
+    #[arg(required = true, value_name = "ID")]
+    pub(super) ids: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Send {
+    /// To whom
+    #[arg(value_parser = parse_mailbox)]
+    pub(super) to: Mailbox,
+    /// From whom [default: the configuration's postmaster]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_mailbox)]
+    pub(super) from: Option<Mailbox>,
+    /// Another server than the configuration's first listener, as HOST:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) server: Option<String>,
+    /// How long to follow the message
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = config::parse_duration)]
+    pub(super) wait: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Healthcheck {
+    /// live: it answers; ready: it takes mail
+    #[arg(default_value = "ready")]
+    pub(super) what: Health,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Health {
+    Live,
+    Ready,
+}
+
+fn parse_mailbox(text: &str) -> Result<Mailbox, crate::mail::AddressError> {
+    Mailbox::parse(text.as_bytes())
+}
+
+fn parse_state(text: &str) -> Result<QueueState, String> {
+    use QueueState::{Active, Dead, Deferred, Held, Incoming};
+    let states = [Incoming, Active, Deferred, Held, Dead];
+    let found = states.into_iter().find(|state| state.word() == text);
+    found.ok_or_else(|| format!("the states are {}", states.map(QueueState::word).join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_stand_behind_the_command() {
+        let words = ["postgate", "queue", "list", "--state", "held", "--json", "-c", "x.toml"];
+        let args = Args::try_parse_from(words).unwrap();
+        assert!(args.global.json && args.global.config().ends_with("x.toml"));
+        let Command::Queue(Queue::List { state }) = args.command else { panic!("list") };
+        assert_eq!(state, Some(QueueState::Held));
+        assert!(Args::try_parse_from(["postgate", "queue", "list", "--state", "lost"]).is_err());
+        assert!(Args::try_parse_from(["postgate", "queue", "delete"]).is_err());
+        assert!(Args::try_parse_from(["postgate", "send", "a\r\n@b"]).is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! The command line. `run` is the program itself; every other command asks it over its unix socket
+//! or needs no running program at all.
+//!
+//! Data goes to stdout, talk to stderr.
+
+mod args;
+mod check_config;
+mod client;
+mod format;
+mod out;
+mod queue;
+mod send;
+mod status;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Args, Command, Global};
+use self::client::Client;
+use self::out::Out;
+use crate::config;
+
+/// The numbers commands end with: sysexits(3), and for `send` those of swaks(1).
+pub mod exit {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// The running Postgate refused, or a message could not be delivered.
+    pub const FAILED: u8 = 1;
+    /// `send`: no connection.
+    pub const CONNECT: u8 = 2;
+    /// `send`: no or a negative greeting.
+    pub const GREETING: u8 = 21;
+    /// `send`: EHLO was refused.
+    pub const EHLO: u8 = 22;
+    /// `send`: MAIL was refused.
+    pub const MAIL: u8 = 23;
+    /// `send`: RCPT was refused.
+    pub const RCPT: u8 = 24;
+    /// `send`: DATA was refused.
+    pub const DATA: u8 = 25;
+    /// `send`: the message was refused.
+    pub const END_OF_DATA: u8 = 26;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 64;
+    /// Postgate does not run.
+    pub const UNAVAILABLE: u8 = 69;
+    /// An error of our own.
+    pub const SOFTWARE: u8 = 70;
+    /// `send`: the message waits for its next attempt.
+    pub const DEFERRED: u8 = 75;
+    /// No permission.
+    pub const PERMISSION: u8 = 77;
+    /// The configuration is wrong.
+    pub const CONFIG: u8 = 78;
+}
+
+/// Why a command ends otherwise than well.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    /// What to tell on stderr; nothing when all has been told.
+    message: Option<String>,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: Some(message.into()) }
+    }
+
+    const fn silent(code: u8) -> Self {
+        Self { code, message: None }
+    }
+}
+
+/// Reads the command line and does what it says. `run` is the program itself, given the path of its
+/// configuration.
+pub fn main(run: impl FnOnce(&Path) -> ExitCode) -> ExitCode {
+    let args = match Args::try_parse_from(command_line(std::env::args_os())) {
+        Ok(args) => args,
+        Err(e) => {
+            let code = if e.use_stderr() { exit::USAGE } else { exit::OK };
+            // There is nobody left to tell when this fails.
+            let _ = e.print();
+            return code.into();
+        }
+    };
+    let mut out = Out::new(args.global.quiet);
+    if let Command::Run = args.command {
+        return run(&args.global.config());
+    }
+    let done = dispatch(args, &mut out).and_then(|()| out.flush());
+    match done {
+        Ok(()) => exit::OK.into(),
+        Err(Failure { code, message }) => {
+            // What was told before is told also when the end is bad.
+            let _ = out.flush();
+            if let Some(message) = message {
+                out.complain(&format!("postgate: {message}"));
+            }
+            code.into()
+        }
+    }
+}
+
+/// Called as `mailq`, Postgate lists its queue.
+fn command_line(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    let name = args.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == "mailq") {
+        args.insert(1, "mailq".into());
+    }
+    args
+}
+
+fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
+    let Args { global, command } = args;
+    if let Command::CheckConfig(options) = command {
+        return check_config::check(&global.config(), &options, out);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?;
+    runtime.block_on(talk(&global, command, out))
+}
+
+/// The commands that talk to someone.
+async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Failure> {
+    match command {
+        Command::Queue(queue) => queue::queue(&client(global, out), queue, global.json, out).await,
+        Command::Mailq => {
+            let list = args::Queue::List { state: None };
+            queue::queue(&client(global, out), list, global.json, out).await
+        }
+        Command::Status => status::status(&client(global, out), global.json, out).await,
+        Command::Reload => status::reload(&client(global, out), out).await,
+        Command::Healthcheck(options) => {
+            status::healthcheck(&client(global, out), options, out).await
+        }
+        Command::Send(options) => send::send(global, options, out).await,
+        Command::Run | Command::CheckConfig(_) => Ok(()),
+    }
+}
+
+/// The client for the socket that was named, or that the configuration names.
+fn client(global: &Global, out: &Out) -> Client {
+    Client::new(global.socket.clone().unwrap_or_else(|| configured_socket(global, out)))
+}
+
+fn configured_socket(global: &Global, out: &Out) -> PathBuf {
+    let path = global.config();
+    if let Ok((config, _)) = config::load(&path, &config::environment()) {
+        return config.admin.socket;
+    }
+    // A file that was not asked for need not be there, nor be readable by everyone.
+    if global.config.is_some() {
+        let path = path.display();
+        out.note(&format!("{path} is not usable; see: postgate -c {path} check-config"));
+    }
+    PathBuf::from(config::DEFAULT_SOCKET)
+}

@@ -1,0 +1,71 @@
+//! Where commands write: data to stdout, talk to stderr.
+#![expect(clippy::print_stderr, reason = "talking is what this module is for")]
+
+use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+
+use super::{Failure, exit};
+
+/// The two streams of a command.
+#[derive(Debug)]
+pub(super) struct Out {
+    data: BufWriter<Stdout>,
+    quiet: bool,
+}
+
+impl Out {
+    pub(super) fn new(quiet: bool) -> Self {
+        Self { data: BufWriter::new(io::stdout()), quiet }
+    }
+
+    /// Writes a line of data. Control characters are escaped: what is printed comes from strangers
+    /// and must not command the operator's terminal.
+    pub(super) fn line(&mut self, text: &str) -> Result<(), Failure> {
+        writeln!(self.data, "{}", printable(text)).map_err(|e| failure(&e))
+    }
+
+    /// Writes what is buffered.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.data.flush().map_err(|e| failure(&e))
+    }
+
+    /// Tells something that is not data, unless told to be quiet.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            self.complain(text);
+        }
+    }
+
+    /// Tells what went wrong.
+    #[expect(clippy::unused_self, reason = "it belongs to the streams")]
+    pub(super) fn complain(&self, text: &str) {
+        for line in text.lines() {
+            eprintln!("{}", printable(line));
+        }
+    }
+}
+
+/// A reader that has seen enough (`| head`) is no failure.
+fn failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Failure::silent(exit::OK),
+        _ => Failure::new(exit::SOFTWARE, format!("cannot write: {error}")),
+    }
+}
+
+fn printable(text: &str) -> String {
+    let escape = |c: char| c.is_control() && c != '\t';
+    text.chars()
+        .flat_map(|c| if escape(c) { c.escape_default().collect() } else { vec![c] })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_cannot_command_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\rc\u{9b}d"), "a\\u{1b}[2Jb\\rc\\u{9b}d");
+        assert_eq!(printable("grå\tx"), "grå\tx");
+    }
+}

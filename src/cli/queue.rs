@@ -1,0 +1,142 @@
+//! `queue`: the messages, and what can be done to them.
+
+use std::io::BufRead;
+
+use serde_json::Value;
+
+use super::args::{Ids, Queue};
+use super::client::Client;
+use super::out::Out;
+use super::{Failure, exit, format};
+use crate::clock::{Clock, SystemClock};
+use crate::mail::{QueueId, QueueState};
+use crate::spool::Entry;
+
+pub(super) async fn queue(
+    client: &Client,
+    command: Queue,
+    json: bool,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    match command {
+        Queue::List { state } => list(client, state, json, out).await,
+        Queue::Show { id } => show(client, &id, json, out).await,
+        Queue::Retry(ids) => act(client, &ids, "retry", "due now", out).await,
+        Queue::Hold(ids) => act(client, &ids, "hold", "held", out).await,
+        Queue::Release(ids) => act(client, &ids, "release", "released", out).await,
+        Queue::Requeue(ids) => act(client, &ids, "requeue", "queued again", out).await,
+        Queue::Delete(ids) => act(client, &ids, "delete", "deleted", out).await,
+    }
+}
+
+async fn list(
+    client: &Client,
+    state: Option<QueueState>,
+    json: bool,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let path = state.map_or_else(
+        || "/v1/queue".to_owned(),
+        |state| format!("/v1/queue?state={}", state.word()),
+    );
+    let now = SystemClock.wall();
+    let (mut messages, mut size) = (0_u64, 0_u64);
+    let each = |entry: Entry| {
+        if json {
+            return out.line(&format::json(&entry, false).to_string());
+        }
+        if messages == 0 {
+            out.line(format::LIST_HEAD)?;
+        }
+        messages += 1;
+        size = size.saturating_add(entry.message.size);
+        format::list_lines(&entry, now).iter().try_for_each(|line| out.line(line))
+    };
+    client.lines(&path, each).await?;
+    if json { Ok(()) } else { out.line(&format::list_total(messages, size)) }
+}
+
+async fn show(client: &Client, id: &str, json: bool, out: &mut Out) -> Result<(), Failure> {
+    let entry: Entry = client.get(&format!("/v1/queue/{}", parse_id(id)?)).await?;
+    if json {
+        return out.line(&format::json(&entry, true).to_string());
+    }
+    let lines = format::show_lines(&entry, SystemClock.wall());
+    lines.iter().try_for_each(|line| out.line(line))
+}
+
+/// Asks for one action after another. One that fails is told and does not stop the others; no
+/// answer at all does.
+async fn act(
+    client: &Client,
+    ids: &Ids,
+    action: &str,
+    done: &str,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let ids = read_ids(ids)?;
+    let mut count = 0_usize;
+    for id in &ids {
+        match client.post::<Value>(&format!("/v1/queue/{id}/{action}")).await {
+            Ok(_) => count += 1,
+            Err(Failure { code: exit::FAILED | exit::SOFTWARE, message }) => {
+                out.complain(&message.unwrap_or_default());
+            }
+            Err(failure) => {
+                out.line(&summary(count, done))?;
+                return Err(failure);
+            }
+        }
+    }
+    out.line(&summary(count, done))?;
+    if action == "hold" && count > 0 {
+        out.note("let them go again with: postgate queue release ID...");
+    }
+    if count == ids.len() { Ok(()) } else { Err(Failure::silent(exit::FAILED)) }
+}
+
+fn summary(count: usize, done: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} message{s} {done}")
+}
+
+fn parse_id(text: &str) -> Result<QueueId, Failure> {
+    text.parse().map_err(|e| Failure::new(exit::USAGE, format!("{text}: {e}")))
+}
+
+/// The ids that were given; `-` stands for the first word of every line of stdin. All are checked
+/// before anything is done.
+fn read_ids(ids: &Ids) -> Result<Vec<QueueId>, Failure> {
+    let mut parsed = Vec::new();
+    for text in &ids.ids {
+        if text != "-" {
+            parsed.push(parse_id(text)?);
+            continue;
+        }
+        for line in std::io::stdin().lock().lines() {
+            let line = line.map_err(|e| Failure::new(exit::USAGE, format!("stdin: {e}")))?;
+            parsed.extend(line.split_whitespace().next().map(parse_id).transpose()?);
+        }
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_done_when_one_id_is_wrong() {
+        let ids = Ids { ids: vec!["0000000000007".into(), "ALL".into()] };
+        let failure = read_ids(&ids).unwrap_err();
+        assert_eq!(failure.code, exit::USAGE);
+        assert!(failure.message.unwrap().starts_with("ALL: not a queue id"));
+    }
+
+    #[test]
+    fn a_summary_counts() {
+        assert_eq!(summary(0, "held"), "0 messages held");
+        assert_eq!(summary(1, "held"), "1 message held");
+        assert_eq!(summary(2, "held"), "2 messages held");
+    }
+}

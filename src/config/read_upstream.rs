@@ -1,0 +1,351 @@
+//! Reading `[upstreams.NAME]`, and what is likely wrong with it.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::document::Node;
+use super::files;
+use super::section::{Fault, Section, Setting, read_word, show_list, words};
+use super::units::{hours, mins, secs};
+use super::{
+    Auth, Listener, Maildir, Mechanism, Pool, Smtp, Source, Timeouts, Tls, Upstream, UpstreamKind,
+    Verify,
+};
+use crate::mail::address::is_domain;
+
+/// Reads `[upstreams.NAME]`.
+pub(super) fn upstream(
+    name: String,
+    mut section: Section<'_>,
+    hostname: &str,
+    listeners: &[Listener],
+) -> Option<Upstream> {
+    if !is_name(&name) {
+        let message = format!("upstreams: \"{name}\" is no name");
+        let cure = "write letters, digits, - and _".to_owned();
+        section.reading.error(&section.place, message, cure);
+    }
+    let kind: Option<Type> = section.required("type", "\"smtp\" or \"maildir\"");
+    let kind = match kind? {
+        Type::Smtp => {
+            smtp(&mut section, hostname, listeners).map(|s| UpstreamKind::Smtp(Box::new(s)))
+        }
+        Type::Maildir => section
+            .required("path", "\"/var/lib/postgate/outbox\"")
+            .map(|path| UpstreamKind::Maildir(Maildir { path })),
+    };
+    section.finish();
+    Some(Upstream { name, kind: kind? })
+}
+
+/// Whether a text can name an upstream, listener or route: it will stand in logs and commands.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 63
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+}
+
+fn smtp(section: &mut Section<'_>, hostname: &str, listeners: &[Listener]) -> Option<Smtp> {
+    let host: Option<String> = section.required("host", "\"mail-core-01\"");
+    if let Some(host) = host.as_deref()
+        && !is_domain(host)
+        && host.parse::<IpAddr>().is_err()
+    {
+        let cure = "write a host name or an address; the port has its own key";
+        // Not shown: people write user:password@host.
+        section.error("host", "is no host name", cure);
+    }
+    let port = section.within("port", 25, 1..=u16::MAX);
+    let addresses = section.or("address", Addresses(Vec::new())).0;
+    let tls = section.or("tls", Tls::Opportunistic);
+    let always = matches!(tls, Tls::StartTls | Tls::Implicit);
+    let verify = section.or("verify", if always { Verify::Full } else { Verify::None });
+    let ca_file = files::existing(section, "ca_file");
+    let tls_server_name: Option<String> = section.optional("tls_server_name");
+    let auth = auth(section);
+    let smtp = Smtp {
+        host: host?,
+        port,
+        addresses,
+        tls,
+        verify,
+        ca_file,
+        tls_server_name,
+        auth,
+        pool: pool(section.section("pool")),
+        timeouts: timeouts(section.section("timeouts")),
+    };
+    check_tls(section, &smtp);
+    check_loop(section, &smtp, hostname, listeners);
+    Some(smtp)
+}
+
+fn check_tls(section: &Section<'_>, smtp: &Smtp) {
+    match (smtp.tls, smtp.port) {
+        (Tls::Implicit, 587) => section.warning(
+            "tls",
+            "is \"implicit\" on port 587",
+            "587 speaks STARTTLS: write tls = \"starttls\"; \"implicit\" is for 465",
+        ),
+        (Tls::StartTls | Tls::Opportunistic, 465) => section.warning(
+            "tls",
+            "is not \"implicit\" on port 465",
+            "465 speaks TLS at once: write tls = \"implicit\"; \"starttls\" is for 587",
+        ),
+        _ => {}
+    }
+    let always = matches!(smtp.tls, Tls::StartTls | Tls::Implicit);
+    if smtp.auth.is_some() && !always {
+        section.error(
+            "auth",
+            format_args!("would send the password over tls = {}", smtp.tls.show()),
+            "write tls = \"starttls\" (port 587) or \"implicit\" (port 465)",
+        );
+    }
+    if !always && smtp.verify != Verify::None {
+        let message =
+            "protects nothing: without tls = \"starttls\" or \"implicit\" mail also goes in clear";
+        section.warning("verify", message, "write tls = \"starttls\", or leave verify out");
+    }
+    if let Some(name) = &smtp.tls_server_name
+        && !is_domain(name)
+    {
+        section.error(
+            "tls_server_name",
+            format_args!("\"{name}\" is no host name"),
+            "write a host name",
+        );
+    }
+    if let Some(path) = &smtp.ca_file {
+        files::check_certificates(section, "ca_file", path);
+    }
+}
+
+/// An upstream that is one of our own listeners would send every message round for ever.
+fn check_loop(section: &Section<'_>, smtp: &Smtp, hostname: &str, listeners: &[Listener]) {
+    let targets =
+        if smtp.addresses.is_empty() { host_addresses(&smtp.host) } else { smtp.addresses.clone() };
+    let ours = smtp.addresses.is_empty() && smtp.host.eq_ignore_ascii_case(hostname);
+    let reaches = |listener: &&Listener| {
+        let bound = listener.address.ip().to_canonical();
+        let hit = targets
+            .iter()
+            .map(IpAddr::to_canonical)
+            .any(|target| target == bound || (bound.is_unspecified() && target.is_loopback()));
+        listener.address.port() == smtp.port && (ours || hit)
+    };
+    if let Some(listener) = listeners.iter().find(reaches) {
+        let message = format!(
+            "is our own listener \"{}\" ({}): mail would go in circles",
+            listener.name, listener.address
+        );
+        section.error("host", message, "name the smarthost, or another port");
+    }
+}
+
+/// The addresses of a host that are known without asking.
+fn host_addresses(host: &str) -> Vec<IpAddr> {
+    if host.eq_ignore_ascii_case("localhost") {
+        return vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    }
+    host.parse().into_iter().collect()
+}
+
+fn auth(section: &mut Section<'_>) -> Option<Auth> {
+    let given = section.has("auth");
+    let mut auth = section.section("auth");
+    if !given {
+        return None;
+    }
+    for key in ["password", "pass"] {
+        auth.refuse(
+            key,
+            "must not stand in the configuration",
+            "write password_file = \"$CREDENTIALS_DIRECTORY/NAME\" or password_env = \"NAME\"",
+        );
+    }
+    let literal = auth.optional("username").map(Source::Literal);
+    let name = variable(&mut auth, "username_env");
+    let file = files::secret(&mut auth, "password_file").map(Source::File);
+    let word = variable(&mut auth, "password_env");
+    let username = either(&auth, ("username", literal), ("username_env", name));
+    let refused = auth.has("password") || auth.has("pass");
+    let password = (!refused)
+        .then(|| either(&auth, ("password_file", file), ("password_env", word)))
+        .flatten();
+    let mechanisms = auth.or("mechanisms", Mechanisms(vec![Mechanism::Plain, Mechanism::Login])).0;
+    auth.finish();
+    Some(Auth { username: username?, password: password?, mechanisms })
+}
+
+/// The environment variable a key names.
+fn variable(section: &mut Section<'_>, key: &'static str) -> Option<Source> {
+    let name: String = section.optional(key)?;
+    if !section.reading.environment.contains_key(&name) {
+        let message = format!("cannot be checked: ${name} is not set here");
+        section.warning(key, message, "it must be set where Postgate runs");
+    }
+    Some(Source::Environment(name))
+}
+
+/// The one of two keys that is given; both or neither is an error.
+fn either(
+    section: &Section<'_>,
+    (a, first): (&str, Option<Source>),
+    (b, second): (&str, Option<Source>),
+) -> Option<Source> {
+    match (section.has(a), section.has(b)) {
+        (true, true) => {
+            section.error(b, format_args!("and {a} are both given"), "keep one of them");
+        }
+        (false, false) => {
+            let message = format!("{} lacks {a} or {b}", section.path);
+            section.reading.error(&section.place, message, format!("add {a} or {b}"));
+        }
+        _ => return first.or(second),
+    }
+    None
+}
+
+fn pool(mut section: Section<'_>) -> Pool {
+    let pool = Pool {
+        max_connections: section.within("max_connections", 8, 1..=1000),
+        max_idle: section.within("max_idle", secs(30), secs(0)..=mins(60)),
+        max_messages: section.within("max_messages", 100, 1..=1_000_000),
+        max_age: section.within("max_age", mins(5), secs(1)..=hours(24)),
+    };
+    section.finish();
+    pool
+}
+
+fn timeouts(mut section: Section<'_>) -> Timeouts {
+    let range = secs(1)..=hours(1);
+    let timeouts = Timeouts {
+        connect: section.within("connect", secs(30), range.clone()),
+        greeting: section.within("greeting", secs(60), range.clone()),
+        command: section.within("command", secs(60), range.clone()),
+        data: section.within("data", mins(3), range.clone()),
+        end_of_data: section.within("end_of_data", mins(10), range),
+    };
+    section.finish();
+    timeouts
+}
+
+#[derive(Clone, Copy)]
+enum Type {
+    Smtp,
+    Maildir,
+}
+
+words!(Type { "smtp" => Self::Smtp, "maildir" => Self::Maildir });
+words!(Tls {
+    "none" => Self::None,
+    "opportunistic" => Self::Opportunistic,
+    "starttls" => Self::StartTls,
+    "implicit" => Self::Implicit,
+});
+words!(Mechanism { "plain" => Self::Plain, "login" => Self::Login });
+
+impl Setting for Verify {
+    fn read(node: &Node) -> Result<Self, Fault> {
+        let words = [("full", Self::Full), ("ca-only", Self::CaOnly), ("none", Self::None)];
+        let Some(table) = node.table() else { return read_word(node, &words) };
+        let cure = "write verify = { fingerprint = \"…\" } with the 64 hex digits of the SHA-256";
+        let [entry] = table.0.as_slice() else {
+            return Err(Fault::new("has more or less than a fingerprint", cure));
+        };
+        let digits = entry.node.text().filter(|_| entry.key == "fingerprint");
+        let fingerprint = digits.and_then(parse_fingerprint);
+        fingerprint.map(Self::Fingerprint).ok_or_else(|| Fault::new("has no fingerprint", cure))
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Full => "\"full\"".into(),
+            Self::CaOnly => "\"ca-only\"".into(),
+            Self::None => "\"none\"".into(),
+            Self::Fingerprint(bytes) => {
+                let digit = |n: u8| char::from_digit(n.into(), 16).unwrap_or_default();
+                let hex: String =
+                    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect();
+                format!("{{ fingerprint = \"{hex}\" }}")
+            }
+        }
+    }
+}
+
+/// 32 octets in hex, as `openssl x509 -fingerprint -sha256` prints them, colons or not.
+fn parse_fingerprint(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text
+        .chars()
+        .filter(|c| *c != ':')
+        .map(|c| c.to_digit(16)?.try_into().ok())
+        .collect::<Option<_>>()?;
+    let octets: Option<Vec<u8>> = digits
+        .chunks(2)
+        .map(|pair| match pair {
+            [high, low] => Some(high << 4 | low),
+            _ => None,
+        })
+        .collect();
+    octets?.try_into().ok()
+}
+
+#[derive(Debug)]
+struct Addresses(Vec<IpAddr>);
+
+impl Setting for Addresses {
+    fn read(node: &Node) -> Result<Self, Fault> {
+        let list = node.list().ok_or_else(|| Fault::kind("a list of addresses", node))?;
+        let parse = |item: &Node| {
+            let text =
+                item.text().ok_or_else(|| Fault::kind("a list of addresses in quotes", item))?;
+            let cure = "write addresses without port: [\"10.0.0.5\", \"fd00::5\"]";
+            text.parse().map_err(|_| Fault::new(format!("{text:?} is no address"), cure))
+        };
+        list.iter().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn show(&self) -> String {
+        show_list(self.0.iter().map(|a| a.to_string().show()))
+    }
+}
+
+struct Mechanisms(Vec<Mechanism>);
+
+impl Setting for Mechanisms {
+    fn read(node: &Node) -> Result<Self, Fault> {
+        let list = node.list().ok_or_else(|| Fault::kind("a list of mechanisms", node))?;
+        if list.is_empty() {
+            return Err(Fault::new("is empty", "write [\"plain\", \"login\"], or leave auth out"));
+        }
+        list.iter().map(Mechanism::read).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn show(&self) -> String {
+        show_list(self.0.iter().map(Setting::show))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_reads_as_openssl_prints_it() {
+        let plain = "00ff".repeat(16);
+        let with_colons: Vec<String> =
+            plain.as_bytes().chunks(2).map(|p| String::from_utf8(p.to_vec()).unwrap()).collect();
+        let expected = parse_fingerprint(&plain);
+        assert_eq!(expected.map(|f| (f[0], f[31])), Some((0, 255)));
+        assert_eq!(parse_fingerprint(&with_colons.join(":").to_uppercase()), expected);
+        for bad in ["", "00", &plain[1..], &plain[2..], &format!("{plain}00"), &"zz".repeat(32)] {
+            assert_eq!(parse_fingerprint(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_safe_to_print() {
+        assert!(is_name("core") && is_name("mail-core_01") && is_name(&"x".repeat(63)));
+        assert!(!is_name("") && !is_name("a b") && !is_name("a.b") && !is_name(&"x".repeat(64)));
+    }
+}

@@ -1,0 +1,295 @@
+//! The commands as an operator runs them, against servers that say what the test wants.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+
+const ENTRY: &str = concat!(
+    r#"{"message":{"id":"0K3X8QZ1M7RWT","received":1795252321431,"size":2310,"#,
+    r#""client":{"address":"10.0.1.12","helo":"app","listener":"backends"},"#,
+    r#""envelope":{"reverse_path":"app@example.com","recipients":[{"path":"ana@example.com"}]},"#,
+    r#""message_id":"<a1@app>","status":[{"status":"queued"}],"attempts":0},"state":"held"}"#
+);
+
+const SENT: &str = concat!(
+    r#"{"message":{"id":"0K3X8QZ1M7RWT","received":1795252321431,"size":2310,"#,
+    r#""client":{"address":"10.0.1.12","helo":"app","listener":"backends"},"#,
+    r#""envelope":{"reverse_path":"app@example.com","recipients":[{"path":"ana@example.com"}]},"#,
+    r#""message_id":"<a1@app>","status":[{"status":"sent","upstream":"core","at":1795252321431,"#,
+    r#""reply":{"code":250,"status":"2.0.0","lines":["Ok: queued as 4XYZ"]}}],"attempts":1},"#,
+    r#""state":"sent"}"#
+);
+
+fn postgate(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postgate"));
+    command.args(args).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> (i32, String, String) {
+    told(&postgate(args).output().unwrap())
+}
+
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// A daemon that gives each request the answer for its first line, and the requests it got.
+struct Daemon {
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(answer: impl Fn(&str) -> (u16, String) + Send + 'static) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("admin.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut reader = BufReader::new(stream.unwrap());
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n")
+                    && reader.read_until(b'\n', &mut head).unwrap() > 0
+                {}
+                let head = String::from_utf8(head).unwrap();
+                let (status, body) = answer(head.split(" HTTP").next().unwrap());
+                let length = body.len();
+                let answer =
+                    format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
+                reader.get_mut().write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        Self { socket, _directory: directory }
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        run(&[&["--socket", self.socket.to_str().unwrap()], args].concat())
+    }
+}
+
+fn problem(detail: &str) -> String {
+    format!(r#"{{"title":"x","status":0,"detail":"{detail}"}}"#)
+}
+
+#[test]
+fn help_names_every_command_and_a_wrong_one_is_a_usage_error() {
+    let (code, help, _) = run(&["--help"]);
+    assert_eq!(code, 0);
+    for command in
+        ["run", "check-config", "queue", "mailq", "status", "reload", "send", "healthcheck"]
+    {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(command)),
+            "{command}\n{help}"
+        );
+    }
+    for args in [&["frobnicate"][..], &[], &["queue"], &["queue", "show"], &["send", "nobody"]] {
+        let (code, data, talk) = run(args);
+        assert_eq!((code, data.as_str()), (64, ""), "{args:?}");
+        assert!(!talk.is_empty());
+    }
+    assert_eq!(run(&["--version"]).1, format!("postgate {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn check_config_tells_all_on_stderr_and_ends_with_78() {
+    let (code, data, talk) = run(&["-c", "config/quickstart.toml", "check-config"]);
+    assert_eq!((code, data.as_str()), (0, ""));
+    assert_eq!(talk, "config/quickstart.toml is valid.\n");
+
+    let (code, data, talk) = run(&["-c", "tests/config/invalid/networks.toml", "check-config"]);
+    assert_eq!((code, data.as_str()), (78, ""));
+    assert!(talk.contains("networks.toml:3:3\n"), "{talk}");
+    assert!(talk.ends_with("7 errors. A running Postgate was not touched.\n"), "{talk}");
+
+    let warned = ["-c", "config/examples/submission-port-587.toml", "check-config"];
+    let (code, _, talk) = run(&warned);
+    assert_eq!(code, 0);
+    assert!(talk.contains("warning: ") && talk.contains("is valid (1 warning)"), "{talk}");
+    assert_eq!(run(&[&warned[..], &["--deny-warnings"]].concat()).0, 78);
+
+    let (code, _, talk) = run(&["-c", "/nowhere.toml", "check-config"]);
+    assert_eq!(code, 78);
+    assert!(talk.contains("cannot be read") && talk.contains("-c FILE"), "{talk}");
+}
+
+#[test]
+fn check_config_prints_what_is_in_effect() {
+    let (code, data, _) = run(&["-c", "config/quickstart.toml", "-q", "check-config", "--print"]);
+    assert_eq!(code, 0);
+    for line in [
+        r#"hostname = "postgate.localdomain""#,
+        r#"mynetworks = ["127.0.0.0/8", "::1/128"]"#,
+        r#"listener.quickstart.address = "127.0.0.1:2525""#,
+        r#"limits.max_message_size = "25MiB""#,
+    ] {
+        assert!(data.lines().any(|l| l == line), "{line}\n{data}");
+    }
+}
+
+#[test]
+fn without_a_running_postgate_it_says_so_and_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("none.sock");
+    let socket = socket.to_str().unwrap();
+    for args in [&["queue", "list"][..], &["status"], &["reload"], &["healthcheck"], &["mailq"]] {
+        let (code, data, talk) = run(&[&["--socket", socket], args].concat());
+        assert_eq!((code, data.as_str()), (69, ""), "{args:?}");
+        assert!(talk.contains(socket) && talk.contains("--socket PATH"), "{talk}");
+    }
+}
+
+#[test]
+fn the_queue_is_listed_for_eyes_and_as_json_lines() {
+    let lines = format!("{ENTRY}\n{ENTRY}\n");
+    let daemon = Daemon::start(move |request| {
+        let lines = if request.ends_with("state=dead") { String::new() } else { lines.clone() };
+        assert!(request.starts_with("GET /v1/queue"), "{request}");
+        (200, lines)
+    });
+    let (code, data, _) = daemon.run(&["queue", "list"]);
+    assert_eq!(code, 0);
+    assert!(data.starts_with("ID ") && data.ends_with("2 messages, 4.6kB\n"), "{data}");
+    assert!(data.contains("0K3X8QZ1M7RWT  held "), "{data}");
+    let (_, data, _) = daemon.run(&["queue", "list", "--json"]);
+    let values: Vec<serde_json::Value> =
+        data.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(values.len(), 2);
+    assert_eq!(values[0]["queue_name"], "hold");
+    assert_eq!(values[0]["recipients"][0]["address"], "ana@example.com");
+    let (_, data, _) = daemon.run(&["queue", "list", "--state", "dead"]);
+    assert_eq!(data, "The queue is empty.\n");
+}
+
+#[test]
+fn called_as_mailq_it_lists_the_queue() {
+    let daemon = Daemon::start(|_| (200, format!("{ENTRY}\n")));
+    let mut mailq = postgate(&["--socket", daemon.socket.to_str().unwrap()]);
+    let (code, data, talk) = told(&mailq.arg0("/usr/bin/mailq").output().unwrap());
+    assert_eq!((code, talk.as_str()), (0, ""));
+    assert_eq!(data, daemon.run(&["mailq"]).1);
+    assert!(data.ends_with("1 message, 2.3kB\n"), "{data}");
+}
+
+#[test]
+fn a_list_that_breaks_off_is_a_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let line = format!("{ENTRY}\n");
+        write!(stream, "{head}{:x}\r\n{line}\r\n", line.len()).unwrap();
+    });
+    let (code, data, talk) =
+        run(&["--socket", socket.to_str().unwrap(), "queue", "list", "--json"]);
+    server.join().unwrap();
+    assert_eq!((code, data.lines().count()), (1, 1), "{talk}");
+    assert!(talk.contains("the list is not complete"), "{talk}");
+}
+
+#[test]
+fn one_message_that_cannot_be_acted_on_does_not_stop_the_others() {
+    let daemon = Daemon::start(|request| match request {
+        "POST /v1/queue/0K3X8QZ1M7RWT/hold" => (200, "{}".into()),
+        _ => (409, problem("message 0000000000001 is being delivered")),
+    });
+    let ids = ["queue", "hold", "0000000000001", "0K3X8QZ1M7RWT"];
+    let (code, data, talk) = daemon.run(&ids);
+    assert_eq!((code, data.as_str()), (1, "1 message held\n"));
+    assert!(talk.contains("is being delivered") && talk.contains("queue release"), "{talk}");
+    assert_eq!(daemon.run(&["queue", "hold", "0K3X8QZ1M7RWT"]).0, 0);
+    let (code, data, _) = daemon.run(&["queue", "delete", "0K3X8QZ1M7RWT", "ALL"]);
+    assert_eq!((code, data.as_str()), (64, ""), "nothing is done when an id is wrong");
+}
+
+#[test]
+fn ids_are_read_from_stdin_too() {
+    let daemon = Daemon::start(|_| (200, "{}".into()));
+    let socket = daemon.socket.to_str().unwrap();
+    let mut child = postgate(&["--socket", socket, "queue", "delete", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"0000000000001\n\n0000000000002 x\n").unwrap();
+    let (code, data, _) = told(&child.wait_with_output().unwrap());
+    assert_eq!((code, data.as_str()), (0, "2 messages deleted\n"));
+}
+
+#[test]
+fn a_refused_reload_ends_with_78_and_tells_why() {
+    let daemon = Daemon::start(|_| (422, problem("mynetworks is missing")));
+    let (code, data, talk) = daemon.run(&["reload"]);
+    assert_eq!((code, data.as_str(), talk.as_str()), (78, "", "postgate: mynetworks is missing\n"));
+    let daemon = Daemon::start(|_| (503, problem("spool is full: the disk")));
+    assert_eq!(daemon.run(&["healthcheck"]).0, 1);
+}
+
+/// An SMTP server that answers the n-th thing said to it with the n-th reply.
+fn smtp_server(replies: &'static [&'static str]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream);
+        let mut in_text = false;
+        for reply in replies {
+            write!(lines.get_mut(), "{reply}\r\n").unwrap();
+            let mut line = String::new();
+            while lines.read_line(&mut line).unwrap() > 0 && in_text && line != ".\r\n" {
+                line.clear();
+            }
+            in_text = line.starts_with("DATA") && !in_text;
+        }
+    });
+    address
+}
+
+const GREETING: &str = "220 relay.example.com ESMTP";
+const NO: &str = "554 5.7.1 client [127.0.0.1] not permitted here (mynetworks)";
+const EHLO: &str = "250-relay.example.com\r\n250 PIPELINING";
+
+#[test]
+fn send_follows_the_message_to_the_answer_of_its_upstream() {
+    const QUEUED: &str = "250 2.0.0 Ok: queued as 0K3X8QZ1M7RWT";
+    let server = smtp_server(&[GREETING, EHLO, "250 ok", "250 ok", "354 go", QUEUED]);
+    let daemon = Daemon::start(|_| (200, SENT.into()));
+    let send = ["send", "ana@example.com", "--from", "app@example.com", "--server", &server];
+    let (code, data, talk) = daemon.run(&send);
+    assert_eq!(code, 0, "{talk}");
+    assert!(data.starts_with(&format!("{server}  {QUEUED}\n")), "{data}");
+    assert!(data.contains("sent <ana@example.com>  by core"), "{data}");
+    assert!(data.ends_with("250 2.0.0 Ok: queued as 4XYZ\n"), "{data}");
+}
+
+#[test]
+fn send_tells_the_stage_it_was_refused_at_by_its_exit_code() {
+    let dialogues: [(&'static [&'static str], i32); 6] = [
+        (&[NO], 21),
+        (&[GREETING, NO], 22),
+        (&[GREETING, EHLO, NO], 23),
+        (&[GREETING, EHLO, "250 ok", NO], 24),
+        (&[GREETING, EHLO, "250 ok", "250 ok", NO], 25),
+        (&[GREETING, EHLO, "250 ok", "250 ok", "354 go", NO], 26),
+    ];
+    for (replies, expected) in dialogues {
+        let server = smtp_server(replies);
+        let send = ["send", "ana@example.com", "--from", "app@example.com", "--server", &server];
+        let (code, data, talk) = run(&send);
+        assert_eq!((code, data.as_str()), (expected, ""), "{talk}");
+        assert!(talk.contains(NO), "{talk}");
+    }
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (code, _, talk) = run(&["send", "a@b", "--from", "a@b", "--server", &nobody]);
+    assert_eq!(code, 2, "{talk}");
+}
