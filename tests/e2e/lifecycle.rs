@@ -1,0 +1,115 @@
+//! Start, reload, stop, and sockets that systemd holds.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::client::Client;
+use crate::support::gate::{Gate, Settings};
+use crate::support::mail::message;
+use crate::support::sink::{Act, Fault, Sink, Stage};
+use crate::support::{PATIENCE, eventually};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_postgate");
+
+#[test]
+fn sigterm_finishes_what_is_being_delivered_and_keeps_the_rest() {
+    let sink = Sink::start();
+    let mut gate = Gate::start(&Settings::plain(sink.address));
+    sink.fail(&[Fault::once(Stage::EndOfData, Act::Delay(Duration::from_millis(700)))]);
+    let mut client = Client::hello(gate.address);
+    client.send("a@example.test", &["b@example.test"], &message("slow"));
+    sink.wait_struck(1, PATIENCE);
+    gate.term();
+    // A session is told, and nobody new gets in.
+    let told = eventually(PATIENCE, "421 or the end", || match client.try_command("NOOP") {
+        Ok(reply) if reply.code == 250 => None,
+        Ok(reply) => Some(reply.code),
+        Err(_) => Some(421),
+    });
+    assert_eq!(told, 421);
+    assert!(gate.ended(PATIENCE).success());
+    assert_eq!(sink.counts()["slow@test"], 1);
+    assert!(Client::try_connect(gate.address, None).is_err());
+
+    gate.up();
+    assert!(gate.queue().is_empty(), "{:?}", gate.queue());
+    gate.term();
+    assert!(gate.ended(PATIENCE).success());
+    assert_eq!(sink.counts()["slow@test"], 1);
+}
+
+#[test]
+fn sigterm_does_not_wait_for_a_smarthost_that_never_answers() {
+    let sink = Sink::start();
+    let settings = Settings::plain(sink.address);
+    let mut gate = Gate::start(&settings);
+    sink.fail(&[Fault::always(Stage::Greeting, Act::Hang)]);
+    for n in 0..5 {
+        Client::hello(gate.address).send(
+            "a@b.test",
+            &["c@d.test"],
+            &message(&format!("stuck-{n}")),
+        );
+    }
+    sink.wait_struck(1, PATIENCE);
+    gate.term();
+    assert!(gate.ended(PATIENCE).success());
+    sink.recover();
+    gate.up();
+    sink.wait_count(5, PATIENCE);
+    assert!(sink.counts().values().all(|n| *n == 1), "{:?}", sink.counts());
+}
+
+#[test]
+fn sighup_takes_a_good_configuration_and_keeps_the_old_one_when_it_is_bad() {
+    let sink = Sink::start();
+    let settings = Settings::plain(sink.address);
+    let gate = Gate::start(&settings);
+    let stranger = || {
+        let ip = "127.0.0.66".parse().unwrap();
+        Client::connect_from(ip, gate.address).greeting.code
+    };
+    assert_eq!(stranger(), 554);
+
+    gate.configure(&Settings { mynetworks: vec!["127.0.0.0/33"], ..settings.clone() });
+    gate.hup();
+    gate.wait_event("config", |e| e["level"] != "INFO");
+    Client::hello(gate.address).send("a@b.test", &["c@d.test"], &message("old"));
+    sink.wait_for("old@test", PATIENCE);
+
+    gate.configure(&Settings { mynetworks: vec!["127.0.0.0/8"], ..settings });
+    gate.hup();
+    eventually(PATIENCE, "the new mynetworks", || (stranger() == 220).then_some(()));
+}
+
+#[test]
+fn a_bad_configuration_is_told_with_its_places_and_exit_78() {
+    let sink = Sink::start();
+    let mut settings = Settings::plain(sink.address);
+    let gate = Gate::stopped(&settings);
+    gate.cli(&["check-config"]).expect_code(0);
+
+    settings.mynetworks = vec!["10.0.0.5/16"];
+    settings.more = "[spol]\npath = \"/nowhere\"\n";
+    gate.configure(&settings);
+    let said = gate.cli(&["check-config"]).expect_code(78);
+    let said = format!("{}{}", said.stdout, said.stderr);
+    for part in ["10.0.0.5/16", "10.0.0.0/16", ":2:", "spol", "spool", "2 errors"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    gate.cli(&["run"]).expect_code(78);
+}
+
+#[test]
+fn systemd_may_hold_the_socket_while_nothing_runs() {
+    let sink = Sink::start();
+    let mut gate = Gate::stopped(&Settings::plain(sink.address));
+    let mut activate = Command::new("systemd-socket-activate");
+    activate.arg("--fdname=test").arg(format!("--listen={}", gate.address));
+    activate.args([BINARY, "-c"]).arg(gate.config()).arg("run");
+    gate.run(&activate);
+    Client::hello(gate.address).send("a@b.test", &["c@d.test"], &message("activated"));
+    sink.wait_for("activated@test", PATIENCE);
+    gate.term();
+    assert!(gate.ended(PATIENCE).success());
+}

@@ -1,0 +1,29 @@
+//! End to end: the real program between real parts.
+//!
+//! Every test starts what it needs on 127.0.0.1, in a folder of its own, and stops it by process
+//! id. A part that is not installed fails the test; `tests/run` installs them all.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::missing_panics_doc,
+    clippy::unnecessary_debug_formatting,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+mod support;
+
+mod admission;
+mod bad_input;
+mod cli;
+mod clients;
+mod crash;
+mod exact;
+mod lifecycle;
+mod parts;
+mod smarthost;
