@@ -1,0 +1,342 @@
+//! What no compiler checks: the layers, who may log, sizes, and what must not be in the tree.
+//!
+//! Each check is a function of a file's path and text, and is shown a bad sample first.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Modules by layer: each uses only modules of lower layers, and itself.
+const LAYERS: [&[&str]; 8] = [
+    &["mail", "secret", "clock"],
+    &["smtp", "policy"],
+    &["event"],
+    &["spool", "upstream", "secrets", "telemetry"],
+    &["server", "delivery", "admin"],
+    &["config"],
+    &["app"],
+    &["main", "cli"],
+];
+/// The one use within a layer: messages carry timestamps.
+const WITHIN: [(&str, &str); 1] = [("mail", "clock")];
+/// Up to this layer everything is a function of its arguments.
+const PURE: usize = 2;
+/// What pure modules do without: asynchrony, files, sockets, processes, threads.
+const IMPURE: [&str; 9] = [
+    "tokio::",
+    "async fn",
+    ".await",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::process",
+    "std::thread",
+    "fastrand::",
+];
+/// The module that reads the clocks and draws the random numbers.
+const CLOCK: &str = "src/clock.rs";
+const MAY_LOG: [&str; 2] = ["src/event.rs", "src/telemetry.rs"];
+const FILE_LINES_MAX: usize = 1000;
+
+#[test]
+fn a_module_uses_only_lower_layers() {
+    let bad = check_layers("src/server/listener.rs", "use crate::delivery::Attempt;\n");
+    assert_eq!(bad, ["src/server/listener.rs: server (layer 4) uses delivery (layer 4)"]);
+    assert_eq!(check_layers("src/spool/x.rs", "fn f() { crate::upstream::g() }\n").len(), 1);
+    assert_eq!(check_layers("src/spool/x.rs", "use crate::{mail::A, config::B};\n").len(), 1);
+    assert_eq!(check_layers("src/unheard_of.rs", "").len(), 1);
+    assert!(
+        check_layers("src/spool/x.rs", "use crate::mail::A;\nuse crate::spool::B;\n").is_empty()
+    );
+
+    check(&rust_sources(), check_layers);
+}
+
+#[test]
+fn the_lower_layers_are_pure() {
+    assert_eq!(check_pure("src/smtp/x.rs", "async fn f() { g().await }\n").len(), 2);
+    assert_eq!(check_pure("src/policy/x.rs", "use std::fs;\n").len(), 1);
+    assert!(check_pure("src/spool/x.rs", "use std::fs;\n").is_empty());
+    assert!(check_pure("src/smtp/x.rs", "// tokio:: is not for us\n").is_empty());
+
+    check(&rust_sources(), check_pure);
+}
+
+#[test]
+fn only_events_are_logged() {
+    let bad = check_logging("src/server/x.rs", "use tracing::info;\n");
+    assert_eq!(bad, ["src/server/x.rs:1: logs; make it an event of src/event.rs"]);
+    assert_eq!(check_logging("src/a.rs", "fn f() {\n    tracing::warn!(x);\n}\n").len(), 1);
+    assert!(check_logging("src/event.rs", "use tracing::info;\n").is_empty());
+    assert!(check_logging("src/a.rs", "/// Starts tracing.\n").is_empty());
+
+    check(&rust_sources(), check_logging);
+}
+
+#[test]
+fn files_are_short() {
+    let long = "//! x\n".repeat(FILE_LINES_MAX + 1);
+    assert_eq!(check_length("src/x.rs", &long).len(), 1);
+    let tests = format!("//! x\n#[cfg(test)]\nmod tests {{\n{long}}}\n");
+    assert!(check_length("src/x.rs", &tests).is_empty());
+
+    check(&rust_sources(), check_length);
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    assert_eq!(check_doc("src/x.rs", "use std::fs;\n").len(), 1);
+    assert!(check_doc("src/x.rs", "//! A thing.\n").is_empty());
+
+    check(&rust_sources(), check_doc);
+}
+
+#[test]
+fn every_todo_has_an_owner() {
+    let todo = concat!("// TO", "DO");
+    assert_eq!(check_todo("src/x.rs", &format!("{todo}: later\n")).len(), 1);
+    assert!(check_todo("src/x.rs", &format!("{todo}(ana): later\n")).is_empty());
+
+    check(&tree(), check_todo);
+}
+
+#[test]
+fn no_machine_is_named() {
+    for path in ["work", "root", "home/ana"] {
+        assert_eq!(check_paths("x.sh", &format!("cd /{path}/x\n")).len(), 1, "{path}");
+    }
+    assert_eq!(check_paths("x.sh", concat!("export X=/tm", "p/target\n")).len(), 1);
+    assert!(check_paths("x.md", "https://example.test/work/x and ./work/x\n").is_empty());
+
+    check(&tree(), check_paths);
+}
+
+#[test]
+fn every_key_of_the_reference_configuration_is_explained() {
+    assert_eq!(check_keys("x.toml", "a = 1\n"), ["x.toml:1: a has no comment"]);
+    assert_eq!(check_keys("x.toml", "# About a.\na = 1\n\nb = 2\n").len(), 1);
+    assert!(check_keys("x.toml", "# About both.\na = 1\nb = 2  # and b\n").is_empty());
+    assert!(
+        check_keys("x.toml", "[t]  # t\nk = [\n  1,\n]  # k\n# c = 1  # its default\n").is_empty()
+    );
+
+    let reference: Vec<_> =
+        tree().into_iter().filter(|p| p == Path::new("config/postgate.toml")).collect();
+    assert_eq!(reference.len(), 1, "config/postgate.toml is missing");
+    check(&reference, check_keys);
+}
+
+/// Applies a check to files, and fails with everything it found.
+#[track_caller]
+fn check(files: &[PathBuf], check: impl Fn(&str, &str) -> Vec<String>) {
+    assert!(!files.is_empty());
+    let mut found = Vec::new();
+    for file in files {
+        let Ok(text) = fs::read_to_string(root().join(file)) else { continue };
+        found.extend(check(&file.to_string_lossy(), &text));
+    }
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+fn check_layers(path: &str, text: &str) -> Vec<String> {
+    let module = module(path);
+    if module == "lib" || !path.starts_with("src/") {
+        return Vec::new();
+    }
+    let Some(own) = layer(module) else {
+        return vec![format!("{path}: {module} has no layer; give it one in tests/tidy.rs")];
+    };
+    let fits = |used: &String| {
+        used == module
+            || WITHIN.contains(&(module, used.as_str()))
+            || layer(used).is_some_and(|l| l < own)
+    };
+    let tell = |used: &String| {
+        let theirs = layer(used).map_or_else(|| "none".to_owned(), |l| l.to_string());
+        format!("{path}: {module} (layer {own}) uses {used} (layer {theirs})")
+    };
+    used_modules(&code(text)).iter().filter(|used| !fits(used)).map(tell).collect()
+}
+
+/// The modules named after `crate::`, also within braces.
+fn used_modules(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut used = BTreeSet::new();
+    for after in ["crate::", "postgate::"].iter().flat_map(|p| code.split(p).skip(1)) {
+        let Some(list) = after.strip_prefix('{') else {
+            used.insert(word(after));
+            continue;
+        };
+        let mut depth = 0;
+        let mut item = String::new();
+        for c in list.chars() {
+            match c {
+                '}' if depth == 0 => break,
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    used.insert(word(item.trim()));
+                    item.clear();
+                    continue;
+                }
+                _ => {}
+            }
+            item.push(c);
+        }
+        used.insert(word(item.trim()));
+    }
+    used.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+    used
+}
+
+fn check_pure(path: &str, text: &str) -> Vec<String> {
+    if layer(module(path)).is_none_or(|l| l > PURE) || path == CLOCK || !path.starts_with("src/") {
+        return Vec::new();
+    }
+    let code = code(text);
+    let used = IMPURE.iter().filter(|word| code.contains(**word));
+    used.map(|word| format!("{path}: {word} in a pure layer")).collect()
+}
+
+fn check_logging(path: &str, text: &str) -> Vec<String> {
+    if MAY_LOG.contains(&path) || !path.starts_with("src/") {
+        return Vec::new();
+    }
+    find(path, text, "logs; make it an event of src/event.rs", |line| {
+        code(line).contains("tracing::")
+    })
+}
+
+fn check_length(path: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+    if lines <= FILE_LINES_MAX {
+        return Vec::new();
+    }
+    vec![format!("{path}: {lines} lines; at most {FILE_LINES_MAX} without tests")]
+}
+
+fn check_doc(path: &str, text: &str) -> Vec<String> {
+    let documented = text.lines().any(|line| line.starts_with("//! "));
+    if documented { Vec::new() } else { vec![format!("{path}: no //! documentation")] }
+}
+
+fn check_todo(path: &str, text: &str) -> Vec<String> {
+    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
+    let open = |line: &str, word: &str| {
+        let after = |(at, _): (usize, &str)| &line[at + word.len()..];
+        let alone = |(at, _): &(usize, &str)| !line[..*at].ends_with(char::is_alphanumeric);
+        let mut found = line.match_indices(word).filter(alone).map(after);
+        found.any(|rest| !rest.starts_with('(') && !rest.starts_with(char::is_alphanumeric))
+    };
+    find(path, text, "without an owner in parentheses", |line| words.iter().any(|w| open(line, w)))
+}
+
+fn check_paths(path: &str, text: &str) -> Vec<String> {
+    let places =
+        ["/work/", "/root/", "/home/", concat!("/tm", "p/target"), concat!("/tm", "p/wt-")];
+    find(path, text, "a path of one machine", |line| {
+        // Only where a path starts; the samples of this file are split.
+        let starts = |before: &str| {
+            before.chars().last().is_none_or(|c| !c.is_alphanumeric() && !"./}-_{".contains(c))
+        };
+        places.iter().any(|p| line.match_indices(p).any(|(at, _)| starts(&line[..at])))
+            && path != "tests/tidy.rs"
+    })
+}
+
+/// A key is explained by a comment on its own line, or above it with nothing empty between.
+fn check_keys(path: &str, text: &str) -> Vec<String> {
+    let mut explained = false;
+    let mut depth = 0_usize;
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        let (code, comment) = line.split_once('#').map_or((line, None), |(c, d)| (c, Some(d)));
+        let starts_key = depth == 0 && code.contains('=') && !code.trim_start().starts_with('[');
+        depth += code.matches(['[', '{']).count();
+        depth = depth.saturating_sub(code.matches([']', '}']).count());
+        if line.is_empty() {
+            explained = false;
+        } else if comment.is_some_and(|c| !c.trim().is_empty()) {
+            explained = true;
+        } else if starts_key && !explained && depth == 0 {
+            let key = code.split('=').next().unwrap_or_default().trim();
+            found.push(format!("{path}:{}: {key} has no comment", number + 1));
+        }
+    }
+    found
+}
+
+fn find(path: &str, text: &str, what: &str, bad: impl Fn(&str) -> bool) -> Vec<String> {
+    let lines = text.lines().enumerate().filter(|(_, line)| bad(line));
+    lines.map(|(number, _)| format!("{path}:{}: {what}", number + 1)).collect()
+}
+
+/// The text without comments, and without the tests at its end.
+fn code(text: &str) -> String {
+    let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]"));
+    let bare = lines.map(|line| match line.find("//") {
+        // Not within a URL.
+        Some(at) if !line[..at].ends_with(':') => &line[..at],
+        _ => line,
+    });
+    bare.collect::<Vec<_>>().join("\n")
+}
+
+fn module(path: &str) -> &str {
+    let inner = path.strip_prefix("src/").unwrap_or(path);
+    inner.split('/').next().unwrap_or_default().trim_end_matches(".rs")
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&module))
+}
+
+fn rust_sources() -> Vec<PathBuf> {
+    let is_rust = |p: &PathBuf| p.extension().is_some_and(|e| e == "rs");
+    tree().into_iter().filter(is_rust).collect()
+}
+
+/// Every file of the tree that git would keep, or, without git, that is not built.
+fn tree() -> Vec<PathBuf> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "--cached", "--others", "--exclude-standard"]).current_dir(root());
+    let listed = git.output().ok().filter(|o| o.status.success() && !o.stdout.is_empty());
+    let mut files: Vec<PathBuf> = match listed {
+        Some(out) => String::from_utf8(out.stdout).unwrap().lines().map(Into::into).collect(),
+        None => walk(root()),
+    };
+    files.retain(|file| root().join(file).is_file());
+    files
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if ["target", "var", ".git", "node_modules"].contains(&name.as_str()) {
+            continue;
+        }
+        if path.is_dir() {
+            files.extend(walk(&path));
+        } else {
+            files.push(path.strip_prefix(root()).unwrap().to_owned());
+        }
+    }
+    files
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
