@@ -1,5 +1,6 @@
 //! What arrives is what was sent, octet for octet, below our Received line.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::support::client::Client;
@@ -43,12 +44,26 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
+fn postfix_alone_changes_nothing() {
+    let sink = Sink::start();
+    let postfix = Postfix::start(sink.address);
+    send_corpus(postfix.plain);
+    check_corpus(&sink, 1);
+}
+
+#[test]
 fn a_smarthost_gets_what_the_client_sent() {
     let sink = Sink::start();
     let gate = Gate::start(&Settings::plain(sink.address));
-    send_corpus(&gate);
+    send_corpus(gate.address);
     check_corpus(&sink, 1);
     gate.wait_empty(PATIENCE);
+
+    // Postfix puts this one in order; we do not.
+    let content = [b"X-Odd :value\r\n".to_vec(), mail::message("odd")].concat();
+    Client::hello(gate.address).send("a@example.test", &["b@example.test"], &content);
+    let got = sink.wait_for("odd@test", PATIENCE);
+    assert_same("odd", below_received(&got.content, 1).1, &content);
 }
 
 #[test]
@@ -56,7 +71,7 @@ fn postfix_passes_on_what_the_client_sent() {
     let sink = Sink::start();
     let postfix = Postfix::start(sink.address);
     let gate = Gate::start(&Settings::postfix_plain(&postfix));
-    send_corpus(&gate);
+    send_corpus(gate.address);
     check_corpus(&sink, 2);
     gate.wait_empty(PATIENCE);
 }
@@ -121,8 +136,8 @@ fn what_is_missing_is_added_and_what_must_not_leave_is_removed() {
     assert_eq!(names, ["Date", "From", "Message-ID", "Subject"], "{head}");
 }
 
-fn send_corpus(gate: &Gate) {
-    let mut client = Client::hello(gate.address);
+fn send_corpus(address: SocketAddr) {
+    let mut client = Client::hello(address);
     for (name, content) in corpus() {
         client.command("MAIL FROM:<app@example.test> BODY=8BITMIME").expect(250);
         client.command("RCPT TO:<ana@example.test>").expect(250);
@@ -149,7 +164,7 @@ fn check_corpus(sink: &Sink, hops: usize) {
         assert_eq!(same.len(), 2, "{name}");
         for accepted in same {
             let (received, rest) = below_received(&accepted.content, hops);
-            assert!(received[hops - 1].contains("by gate.test"), "{received:?}");
+            assert!(received[hops - 1].contains("client.test"), "{received:?}");
             assert_same(name, rest, &content);
         }
     }
@@ -157,7 +172,7 @@ fn check_corpus(sink: &Sink, hops: usize) {
 
 fn folded(id: &str) -> Vec<u8> {
     let more =
-        "X-Folded: one\r\n\ttwo\r\n  three\r\nX-Empty:\r\nx-odd-case :value\r\nSubject: again\r\n";
+        "X-Folded: one\r\n\ttwo\r\n  three\r\nX-Empty:\r\nx-odd-case:value\r\nSubject: again\r\n";
     format!("{}{more}\r\nbody\r\n", head(id)).into_bytes()
 }
 

@@ -70,7 +70,15 @@ pub fn nodemailer(server: SocketAddr, package: &str) -> Output {
 /// nmap's test for open relays, whatever the port is thought to be.
 pub fn nmap_open_relay(server: SocketAddr) -> Output {
     let mut nmap = Command::new("nmap");
-    nmap.args(["-n", "-Pn", "-p", &server.port().to_string(), "--script", "+smtp-open-relay"]);
+    nmap.args([
+        "--unprivileged",
+        "-n",
+        "-Pn",
+        "-p",
+        &server.port().to_string(),
+        "--script",
+        "+smtp-open-relay",
+    ]);
     nmap.args([
         "--script-args",
         "smtp-open-relay.domain=example.test,smtp-open-relay.ip=127.0.0.1",
