@@ -136,7 +136,7 @@ fn both(test: impl Fn(&Gate, &Sink, &str)) {
 fn arrives(sink: &Sink, id: &str, content: &[u8]) -> Accepted {
     let got = sink.wait_for(&format!("{id}@test"), PATIENCE);
     let (received, rest) = below_received(&got.content, HOPS);
-    assert!(received[1].contains("by gate.test"), "{received:?}");
+    assert!(received[1].contains("by gate.example.test"), "{received:?}");
     assert_same(id, rest, content);
     got
 }

@@ -16,12 +16,15 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+#[path = "../support/conversation.rs"]
+mod conversation;
 mod support;
 
 mod admission;
 mod bad_input;
 mod cli;
 mod clients;
+mod conversations;
 mod crash;
 mod exact;
 mod lifecycle;

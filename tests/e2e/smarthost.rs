@@ -30,10 +30,7 @@ fn mail_waits_while_the_smarthost_is_down() {
 fn mail_waits_while_postfix_restarts() {
     let sink = Sink::start();
     let mut postfix = Postfix::start(sink.address);
-    let gate = Gate::start(&Settings {
-        retry: Settings::plain(sink.address).retry,
-        ..Settings::postfix_plain(&postfix)
-    });
+    let gate = Gate::start(&Settings::postfix_plain(&postfix));
     send(&gate, "before");
     sink.wait_for("before@test", PATIENCE);
     postfix.go_down();

@@ -18,21 +18,21 @@ const BINARY: &str = env!("CARGO_BIN_EXE_postgate");
 
 /// What goes into the configuration file.
 #[derive(Clone)]
-pub struct Settings {
+pub struct Settings<'a> {
     pub mynetworks: Vec<&'static str>,
     /// The listener's address without the port.
     pub listen: &'static str,
     /// Lines of `[upstreams.core]`.
     pub upstream: String,
     /// Lines of `[limits]`.
-    pub limits: &'static str,
+    pub limits: &'a str,
     /// Lines of `[retry]`.
     pub retry: &'static str,
     /// Whole sections.
     pub more: &'static str,
 }
 
-impl Settings {
+impl Settings<'_> {
     /// Relays to a plain smarthost, with timeouts and retries short enough to wait for.
     pub fn plain(smarthost: SocketAddr) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl Settings {
                 smarthost.port()
             ),
             limits: "",
-            retry: "initial = \"300ms\"\nmax_interval = \"1s\"\njitter = 0.0\nmax_age = \"1h\"",
+            retry: "initial = \"1s\"\nmax_interval = \"1s\"\njitter = 0.0\nmax_age = \"1h\"",
             more: "",
         }
     }
@@ -74,7 +74,7 @@ impl Settings {
     fn toml(&self, dir: &Path, port: u16) -> String {
         let Self { mynetworks, listen, upstream, limits, retry, more } = self;
         format!(
-            "hostname = \"gate.test\"
+            "hostname = \"gate.example.test\"
 mynetworks = {mynetworks:?}
 
 [[listener]]
@@ -98,6 +98,12 @@ min_free = \"1MiB\"
 [[route]]
 name = \"default\"
 upstreams = [\"core\"]
+
+[delivery]
+drain_timeout = \"3s\"
+
+[breaker]
+failures = 10000
 
 [admin]
 socket = {socket:?}
@@ -137,14 +143,14 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub fn start(settings: &Settings) -> Self {
+    pub fn start(settings: &Settings<'_>) -> Self {
         let mut gate = Self::stopped(settings);
         gate.up();
         gate
     }
 
     /// One that is configured and not started.
-    pub fn stopped(settings: &Settings) -> Self {
+    pub fn stopped(settings: &Settings<'_>) -> Self {
         let dir = tempfile::Builder::new().prefix("gate").tempdir().unwrap();
         let port = free_port();
         let address = match settings.listen {
@@ -157,7 +163,7 @@ impl Gate {
     }
 
     /// Writes the configuration file anew; a running process learns of it by [`hup`](Self::hup).
-    pub fn configure(&self, settings: &Settings) {
+    pub fn configure(&self, settings: &Settings<'_>) {
         fs::write(self.config(), settings.toml(self.dir.path(), self.address.port())).unwrap();
     }
 
