@@ -19,6 +19,10 @@ quickstart:
 doc:
     cargo doc --no-deps --document-private-items --open
 
+# Fuzz one of command, session, data, address (needs cargo-fuzz); `just test` runs their corpora
+fuzz TARGET SECONDS="60":
+    RUSTC_BOOTSTRAP=1 cargo fuzz run {{ TARGET }} -- -max_total_time={{ SECONDS }}
+
 # Known vulnerabilities in the dependencies (needs the network and cargo-deny)
 advisories:
     cargo deny check advisories

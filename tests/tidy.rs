@@ -25,8 +25,8 @@ const LAYERS: [&[&str]; 8] = [
     &["app"],
     &["main", "cli"],
 ];
-/// The one use within a layer: messages carry timestamps.
-const WITHIN: [(&str, &str); 1] = [("mail", "clock")];
+/// What is used within a layer: messages carry timestamps, and `main` is a line that calls `cli`.
+const WITHIN: [(&str, &str); 2] = [("mail", "clock"), ("main", "cli")];
 /// Up to this layer everything is a function of its arguments.
 const PURE: usize = 2;
 /// What pure modules do without: asynchrony, files, sockets, processes, threads.

@@ -30,3 +30,4 @@ mod exact;
 mod lifecycle;
 mod parts;
 mod smarthost;
+mod tls;

@@ -22,6 +22,8 @@ pub struct Settings<'a> {
     pub mynetworks: Vec<&'static str>,
     /// The listener's address without the port.
     pub listen: &'static str,
+    /// More lines of `[[listener]]`.
+    pub listener: &'a str,
     /// Lines of `[upstreams.core]`.
     pub upstream: String,
     /// Lines of `[limits]`.
@@ -38,6 +40,7 @@ impl Settings<'_> {
         Self {
             mynetworks: vec!["127.0.0.1/32"],
             listen: "127.0.0.1",
+            listener: "",
             upstream: format!(
                 "type = \"smtp\"\nhost = \"127.0.0.1\"\nport = {}\ntls = \"none\"\n\
                  timeouts = {{ connect = \"2s\", greeting = \"1s\", command = \"1s\", \
@@ -72,7 +75,7 @@ impl Settings<'_> {
     }
 
     fn toml(&self, dir: &Path, port: u16) -> String {
-        let Self { mynetworks, listen, upstream, limits, retry, more } = self;
+        let Self { mynetworks, listen, listener, upstream, limits, retry, more } = self;
         format!(
             "hostname = \"gate.example.test\"
 mynetworks = {mynetworks:?}
@@ -80,6 +83,7 @@ mynetworks = {mynetworks:?}
 [[listener]]
 name = \"test\"
 address = \"{listen}:{port}\"
+{listener}
 
 [limits]
 {limits}
