@@ -1,9 +1,9 @@
 //! The way in: DATA octets or BDAT chunks to message text.
 //!
-//! Only CRLF `.` CRLF ends a message. A bare CR or LF becomes CRLF or is refused, and in neither case
-//! does it make the octet behind it the start of a line as far as dots go: a dot after it is text.
-//! So no two readers of the same octets can disagree with us about where a message ends, which is
-//! what SMTP smuggling lives on.
+//! Only CRLF `.` CRLF ends a message. A bare CR or LF becomes CRLF or is refused, and in neither
+//! case does it make the octet behind it the start of a line as far as dots go: a dot after it is
+//! text. So no two readers of the same octets can disagree with us about where a message ends,
+//! which is what SMTP smuggling lives on.
 
 use memchr::memchr3;
 
@@ -21,7 +21,7 @@ pub struct Limits {
     pub bare_newline: BareNewline,
 }
 
-/// Why a message cannot be taken, from light to grave. Its octets are read to their end all the same.
+/// Why a message cannot be taken, from light to grave. Its octets are read to their end anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum DataError {
     /// A CR without LF or a LF without CR, where [`BareNewline::Reject`] is set.
@@ -90,7 +90,7 @@ impl Decoder {
         Self { limits, dots: true, position: Position::LineStart, line: 0, size: 0, error: None }
     }
 
-    /// For BDAT chunks (RFC 3030): a dot is a dot; call [`finish`](Self::finish) after the last one.
+    /// For BDAT chunks (RFC 3030): a dot is a dot; call [`finish`](Self::finish) after the last.
     pub const fn chunks(limits: Limits) -> Self {
         Self { limits, dots: false, position: Position::LineStart, line: 0, size: 0, error: None }
     }
@@ -100,7 +100,7 @@ impl Decoder {
         self.error
     }
 
-    /// Appends the text in `input` to `out`, at most to the end of the data; nothing after an error.
+    /// Appends the text in `input` to `out`, up to the end of the data; nothing after an error.
     pub fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> Decoded {
         let mut at = 0;
         while let Some(&octet) = input.get(at) {
@@ -381,7 +381,7 @@ mod tests {
         }
 
         #[test]
-        fn only_crlf_dot_crlf_ends_and_all_newlines_come_out_as_crlf(soup in soup(), piece in 1..9_usize) {
+        fn only_crlf_dot_crlf_ends_and_newlines_become_crlf(soup in soup(), piece in 1..9_usize) {
             let (out, rest, error) = decode(Decoder::data(LIMITS), &soup, piece);
             let framed = [b"\r\n", &soup[..]].concat();
             let end = memchr::memmem::find(&framed, b"\r\n.\r\n").map(|i| framed[i + 5..].to_vec());

@@ -1,8 +1,9 @@
 //! One client's session.
 //!
-//! The contract: *every `receive`, `decided`, `tls_started` or `timed_out` is followed by `step`
-//! until it returns [`Step::Read`] or [`Step::Close`].* While a verdict is owed, input is not
-//! consumed: that is the backpressure. The steps are the same however the input is cut into pieces.
+//! The contract: *every `receive`, `decided`, `tls_started`, `drain` or `timed_out` is followed by
+//! `step` until it returns [`Step::Read`] or [`Step::Close`].* While a verdict is owed, input is
+//! not consumed: that is the backpressure. What is sent and what is accepted is the same however
+//! the input is cut into pieces; only the borders of [`Step::Send`] and [`Step::Body`] differ.
 
 mod commands;
 mod content;
@@ -182,8 +183,8 @@ impl Session {
     }
 
     /// A session with a client that is not let in: `greeting` (554 or 421), then only QUIT is
-    /// served and everything else gets 503, for a short while (RFC 5321 section 3.1). After a 421 the
-    /// connection closes at once.
+    /// served and everything else gets 503, for a short while (RFC 5321 section 3.1). After a 421
+    /// the connection closes at once.
     pub fn refusing(settings: Arc<Settings>, greeting: Reply, now: Instant) -> Self {
         Self::greeting(settings, greeting, true, now)
     }
@@ -376,7 +377,7 @@ impl Session {
         }
     }
 
-    /// Only QUIT is served; nothing else is even looked at.
+    /// Only QUIT is served, and a few times 503 is all the patience there is.
     fn refuse(&mut self, commands: usize) -> Progress {
         self.state = State::Refused { commands: commands + 1 };
         match self.lines.next_line() {
