@@ -18,6 +18,7 @@ use driver::{Driver, envelope_text, settings};
 use postgate::mail::Reply;
 use postgate::smtp::{BareNewline, Session, Settings};
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -188,9 +189,10 @@ fn the_properties_hold_for_every_file_of_the_corpora() {
 fn soup() -> impl Strategy<Value = Vec<u8>> {
     let word = prop_oneof![
         4 => prop::sample::select(vec![
-            "EHLO a\r\n", "HELO a\r\n", "MAIL FROM:<a@b>\r\n", "MAIL FROM:<> SIZE=9\r\n", "RSET\r\n",
-            "RCPT TO:<c@d>\r\n", "RCPT TO:<>\r\n", "DATA\r\n", "BDAT 3\r\nabc", "BDAT 0 LAST\r\n",
-            "BDAT 5 LAST\r\na\r\n.\r", "NOOP\r\n", "\r\n.\r\n", ".\r\n", "\r\n", "QUIT\n", "junk\r\n",
+            "EHLO a\r\n", "HELO a\r\n", "MAIL FROM:<a@b>\r\n", "MAIL FROM:<> SIZE=9\r\n",
+            "RSET\r\n", "RCPT TO:<c@d>\r\n", "RCPT TO:<>\r\n", "DATA\r\n", "BDAT 3\r\nabc",
+            "BDAT 0 LAST\r\n", "BDAT 5 LAST\r\na\r\n.\r", "NOOP\r\n", "\r\n.\r\n", ".\r\n", "\r\n",
+            "QUIT\n", "junk\r\n",
         ]).prop_map(|s| s.as_bytes().to_vec()),
         1 => prop::sample::select(vec![&b"\r"[..], b"\n", b".", b"\0", b"\xff", b" "])
             .prop_map(<[u8]>::to_vec),
@@ -215,8 +217,8 @@ proptest! {
 
     #[test]
     fn a_conversation_with_octets_changed_is_the_same_however_it_is_cut(
-        which in any::<prop::sample::Index>(),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 1..6),
+        which in any::<Index>(),
+        changes in prop::collection::vec((any::<Index>(), any::<u8>(), 0..3_u8), 1..6),
     ) {
         let all = conversations();
         let mut octets = client_octets(which.get(&all));
@@ -232,12 +234,16 @@ proptest! {
     }
 
     #[test]
-    fn a_command_means_what_it_is_taken_for(line in "(MAIL FROM|RCPT TO):<?[a\"@ .>\\\\:,]{0,12}>?( SIZE=1)?") {
+    fn a_command_means_what_it_is_taken_for(
+        line in "(MAIL FROM|RCPT TO):<?[a\"@ .>\\\\:,]{0,12}>?( SIZE=1)?",
+    ) {
         properties::command(line.as_bytes());
     }
 
     #[test]
-    fn a_mailbox_stays_within_its_brackets(text in "[a\"@ .>\\\\<\u{e5}\r]{0,8}@[ab.\\[\\]1>]{0,8}") {
+    fn a_mailbox_stays_within_its_brackets(
+        text in "[a\"@ .>\\\\<\u{e5}\r]{0,8}@[ab.\\[\\]1>]{0,8}",
+    ) {
         properties::address(text.as_bytes());
     }
 }
@@ -252,6 +258,31 @@ fn a_pipelined_transaction_takes_two_sends() {
     driver.feed(b"text\r\n.\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n");
     assert_eq!(driver.sends - before, 2);
     assert_eq!(driver.messages.len(), 1);
+}
+
+#[test]
+fn replies_do_not_pile_up_without_bound() {
+    let mut driver = Driver::new(settings());
+    driver.settle();
+    driver.feed(&b"EHLO a\r\n".repeat(1000));
+    assert!(driver.sent.len() > 100_000);
+    assert!(driver.largest_send <= 16 * 1024 + 512, "{}", driver.largest_send);
+}
+
+#[test]
+fn a_transaction_of_many_tiny_chunks_is_taken_whole() {
+    let mut driver = Driver::new(settings());
+    driver.settle();
+    driver.feed(b"EHLO a\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n");
+    for size in [9_999, 10_000, 10_001] {
+        driver.feed(b"RSET\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n");
+        driver.feed(&b"BDAT 1\r\nxBDAT 1\r\n\rBDAT 1\r\n\n".repeat(size / 3));
+        driver.feed(&b"BDAT 1\r\ny".repeat(size % 3));
+        driver.feed(b"BDAT 0 LAST\r\n");
+    }
+    let sizes: Vec<usize> = driver.messages.iter().map(|(_, text)| text.len()).collect();
+    assert_eq!(sizes, [9_999, 10_000]);
+    assert!(driver.sent.ends_with(b"503 5.5.1 Send MAIL first\r\n"));
 }
 
 #[test]

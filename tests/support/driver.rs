@@ -36,8 +36,9 @@ pub struct Driver {
     pub messages: Vec<(Envelope, Vec<u8>)>,
     /// Refusals to give when a verdict is owed, first come, first given.
     pub refusals: VecDeque<Reply>,
-    /// Steps of each kind, for the tests that count.
+    /// How often something was sent, and the most at once.
     pub sends: usize,
+    pub largest_send: usize,
     pub handshake: bool,
     /// Refuse every so many verdicts, if not zero.
     pub refuse_every: usize,
@@ -62,6 +63,7 @@ impl Driver {
             messages: Vec::new(),
             refusals: VecDeque::new(),
             sends: 0,
+            largest_send: 0,
             handshake: false,
             refuse_every: 0,
             verdicts: 0,
@@ -85,6 +87,7 @@ impl Driver {
                 Step::Send(octets) => {
                     assert!(!octets.is_empty(), "an empty send");
                     self.sends += 1;
+                    self.largest_send = self.largest_send.max(octets.len());
                     self.sent.extend_from_slice(&octets);
                 }
                 Step::Begin(_) => {
