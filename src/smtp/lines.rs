@@ -42,9 +42,17 @@ impl Lines {
         &self.input
     }
 
-    /// Whether the next octet starts a line.
-    pub(super) const fn at_line_start(&self) -> bool {
-        !self.skipping
+    /// Whether the next octet starts a line; the rest of an overlong one is thrown away first.
+    pub(super) fn at_line_start(&mut self) -> bool {
+        if self.skipping {
+            let Some(end) = memchr(b'\n', &self.input) else {
+                self.input.clear();
+                return false;
+            };
+            self.consume(end + 1);
+            self.skipping = false;
+        }
+        true
     }
 
     /// The first `n` octets were used.
@@ -58,13 +66,8 @@ impl Lines {
     }
 
     pub(super) fn next_line(&mut self) -> Option<Line> {
-        if self.skipping {
-            let Some(end) = memchr(b'\n', &self.input) else {
-                self.input.clear();
-                return None;
-            };
-            self.consume(end + 1);
-            self.skipping = false;
+        if !self.at_line_start() {
+            return None;
         }
         let window = self.input.len().min(COMMAND_LINE_MAX);
         let Some(end) = memchr(b'\n', self.input.get(..window).unwrap_or_default()) else {

@@ -13,7 +13,6 @@ mod error;
 mod pool;
 mod reply;
 mod settings;
-mod stuff_placeholder;
 mod tls;
 mod transaction;
 

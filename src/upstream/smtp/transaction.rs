@@ -10,11 +10,11 @@ use super::classify::{brief, is_farewell, lost, refusal, unsuited};
 use super::connect::Connection;
 use super::error::{Cause, Problem};
 use super::settings::Timeouts;
-use super::stuff_placeholder::Stuffer;
 use crate::mail::{
     Blame, Body, BodyKind, EnhancedStatus, Envelope, Handoff, Recipient, RecipientOutcome, Reply,
     Ret, Stage,
 };
+use crate::smtp::stuff::Stuffer;
 
 /// Commands sent without waiting for replies. Their replies must fit the socket buffers of both
 /// sides, or two peers that only write would wait for each other for ever.
