@@ -272,3 +272,19 @@ impl AdminAction<'_> {
         }
     }
 }
+
+/// A queued message could not be read from the spool.
+pub struct SpoolUnreadable<'a> {
+    /// The message.
+    pub id: QueueId,
+    /// What was wrong; a damaged message is held.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl SpoolUnreadable<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { id, error } = self;
+        error!(event = "spool_unreadable", queue_id = %id, %error, "message can't be read");
+    }
+}

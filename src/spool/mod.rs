@@ -3,6 +3,36 @@
 //! [`Spool`] is what the rest of the program sees. What it promises, and when, is `docs/spool.md`;
 //! what every implementation must do is the conformance suite.
 
+mod big;
+mod budget;
+mod compact;
+#[cfg(test)]
+mod conformance;
+mod draft;
+#[cfg(test)]
+mod fault;
+mod format;
+mod gate;
+mod index;
+mod lanes;
+mod log;
+mod memory;
+mod place;
+mod recent;
+mod record;
+mod recovery;
+mod rules;
+mod segment;
+mod settings;
+mod shared;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +41,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::mail::{Body, Message, QueueId, QueueState};
+
+pub use log::SegmentLog;
+pub use memory::MemorySpool;
+pub use place::OpenError;
+pub use recovery::{Damage, Recovered};
+pub use settings::Settings;
+pub use storage::{File, Is, Listed, Open, Storage};
 
 /// A durable queue of messages.
 #[async_trait]
@@ -35,8 +72,8 @@ pub trait Spool: Send + Sync + 'static {
     /// Writes down what came of a claim; `Ok` means durable.
     ///
     /// After an error that is not [`SpoolError::Stale`] the claim still holds: try again, or what was
-    /// delivered will be delivered once more. Fails with `Stale` when the claim is no longer the current one: the lease ran
-    /// out and someone else has it, or an operator deleted the message.
+    /// delivered will be delivered once more. Fails with `Stale` when the claim is no longer the
+    /// current one: the lease ran out and someone else has it, or an operator deleted the message.
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError>;
 
     /// When the next message falls due; `None` when nothing waits for a time.
@@ -192,4 +229,24 @@ pub enum SpoolError {
     /// The spool was closed.
     #[error("the spool is closed")]
     Closed,
+}
+
+/// An error of the disk with its subject; a full one is [`SpoolError::Full`].
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> SpoolError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            SpoolError::Full("no room on the disk")
+        }
+        _ => SpoolError::Io { action, path: path.into(), source: Arc::new(source) },
+    }
+}
+
+/// The metadata of a record.
+fn encode_message(message: &Message) -> Result<Vec<u8>, SpoolError> {
+    let encoded = serde_json::to_vec(message).map_err(io::Error::from);
+    let fits = |meta: &Vec<u8>| meta.len() <= record::META_MAX;
+    let encoded = encoded.and_then(|meta| {
+        if fits(&meta) { Ok(meta) } else { Err(io::ErrorKind::FileTooLarge.into()) }
+    });
+    encoded.map_err(|e| io_error("encode a message for", Path::new("the log"), e))
 }

@@ -1,0 +1,98 @@
+//! Copying live records forward, so that one message that waits for days does not keep every
+//! segment behind it.
+
+use super::lanes::Job;
+use super::record::{Header, Kind};
+use super::segment;
+use super::shared::Shared;
+use super::writer::Writer;
+use super::{SpoolError, encode_message};
+use crate::mail::QueueId;
+
+/// A log of fewer segments is left as it is.
+const SEGMENTS: usize = 4;
+/// Records, and about as many octets, that are copied between two batches of others.
+const RECORDS: usize = 64;
+const OCTETS: u64 = 4 << 20;
+
+impl Writer {
+    /// Copies some records of the oldest segment to the end of the log, when less than two fifths
+    /// of the log are needed. Always the oldest: what is left behind there can only be older copies
+    /// and the ends of messages that are gone.
+    pub(super) fn compact(&mut self) {
+        if self.copying.is_empty() && !self.choose() {
+            return;
+        }
+        let mut jobs = Vec::new();
+        let mut octets = 0;
+        while jobs.len() < RECORDS && octets < OCTETS {
+            let Some(id) = self.copying.pop() else { break };
+            match copy(&self.core, id) {
+                Ok(job) => {
+                    octets += job.len();
+                    jobs.push(job);
+                }
+                Err(SpoolError::NotFound(_)) => {}
+                // What can't be read can't be moved: its segment stays.
+                Err(_) => self.unmovable = self.oldest,
+            }
+        }
+        if jobs.is_empty() {
+            return;
+        }
+        match self.write(&jobs, false) {
+            Ok(places) => {
+                let mut state = self.core.state();
+                for (job, at) in jobs.iter().zip(places) {
+                    state.ledger.moved(job.header.id, at, job.len());
+                }
+                drop(state);
+                self.reclaim();
+            }
+            Err(error) => {
+                self.core.state().gate.failed(error);
+                self.copying.clear();
+                self.oldest = None;
+            }
+        }
+    }
+
+    /// Chooses what to copy next; whether there is something.
+    fn choose(&mut self) -> bool {
+        let state = self.core.state();
+        let segments = &state.ledger.segments;
+        let Some(oldest) = segments.keys().next().copied() else { return false };
+        let log = segments.len() as u64 * self.core.settings.segment_size;
+        let wasteful = segments.len() >= SEGMENTS && state.ledger.live * 5 < log * 2;
+        if !wasteful || self.oldest == Some(oldest) || self.unmovable == Some(oldest) {
+            return false;
+        }
+        let here = state.ledger.index.slots().filter(|(_, slot)| {
+            slot.place.body.segment == oldest || slot.place.meta.segment == oldest
+        });
+        self.copying = here.map(|(id, _)| id).collect();
+        self.oldest = Some(oldest);
+        !self.copying.is_empty()
+    }
+}
+
+/// The whole of a message as one record.
+fn copy(core: &Shared, id: QueueId) -> Result<Job, SpoolError> {
+    let message = core.read(id)?;
+    let slot = *core.state().ledger.index.slot(id).ok_or(SpoolError::NotFound(id))?;
+    let (at, file) = core.locate(id, |place| place.body)?;
+    let io = |e| core.failed_read(at, e);
+    let (kind, body, body_crc) = if slot.place.big {
+        let read = segment::read_meta(&*file, core.seed(at), at.offset).map_err(io)?;
+        let (decoded, _) = read.map_err(|_| SpoolError::Damaged(id))?;
+        (Kind::EnqueueBig, Vec::new(), decoded.header.body_crc)
+    } else {
+        let read = segment::read_body(&*file, core.seed(at), at.offset).map_err(io)?;
+        let body = read.map_err(|_| SpoolError::Damaged(id))?;
+        let crc = crc32c::crc32c(&body);
+        (Kind::Enqueue, body, crc)
+    };
+    let (state, due) = (slot.state, slot.due);
+    let header = Header { kind, state, id, due, body_len: slot.size, body_crc };
+    Ok(Job::copy(header, encode_message(&message)?, body))
+}

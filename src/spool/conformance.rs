@@ -1,0 +1,341 @@
+//! What every store must do, as one suite that runs against each of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Action, Claim, Settlement, Spool, SpoolError};
+use crate::clock::{ManualClock, Timestamp};
+use crate::mail::{
+    Blame, Body, BodyKind, Client, EnhancedStatus, Envelope, Failure, ForwardPath, Handoff,
+    Mailbox, Message, QueueId, QueueState, RecipientStatus, ReversePath, Stage,
+};
+
+/// When the tests take place.
+pub(super) const NOON: Timestamp = Timestamp::from_millis(1_795_252_321_431);
+const LEASE: Duration = Duration::from_mins(1);
+
+/// Runs every check against the stores that `$open` makes, each under a name of its own.
+macro_rules! conformance {
+    ($open:expr) => {
+        crate::spool::conformance::conformance!(@ $open;
+            a_committed_message_is_claimed_with_what_was_committed
+            a_dropped_draft_leaves_nothing
+            claims_come_oldest_due_first_and_once
+            a_lapsed_lease_is_claimed_anew_and_the_old_claim_is_stale
+            each_settlement_does_what_it_says
+            a_released_message_is_as_before
+            operators_actions_fit_the_state_or_are_refused
+            a_claimed_message_is_left_alone_until_its_lease_is_over
+            dead_letters_are_requeued_for_those_who_failed
+            lists_are_pages_by_id
+            next_due_and_wait_tell_of_every_change
+            a_closed_spool_does_nothing_more
+        );
+    };
+    (@ $open:expr; $($check:ident)*) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $check() {
+            let clock = std::sync::Arc::new(crate::clock::ManualClock::new(
+                crate::spool::conformance::NOON,
+            ));
+            let (spool, _kept) = $open(std::sync::Arc::clone(&clock));
+            crate::spool::conformance::$check(spool, clock).await;
+        })*
+    };
+}
+pub(super) use conformance;
+
+/// A message with one recipient.
+pub(super) fn message(id: QueueId, received_after: u64) -> Message {
+    let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
+    let envelope = Envelope {
+        reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
+        recipients: vec![ForwardPath(mailbox("user@example.net")).into()],
+        body: BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+    };
+    let client =
+        Client { address: "10.0.0.5".parse().unwrap(), helo: "app".into(), listener: "mta".into() };
+    let received = NOON.after(Duration::from_millis(received_after));
+    Message::new(id, received, client, envelope)
+}
+
+/// Stores a message that was received so many milliseconds after noon.
+pub(super) async fn put(spool: &dyn Spool, after: u64, body: &[u8]) -> Result<QueueId, SpoolError> {
+    let mut draft = spool.draft().await?;
+    for chunk in body.chunks(100_000) {
+        draft.write(Bytes::copy_from_slice(chunk)).await?;
+    }
+    let id = draft.id();
+    draft.commit(message(id, after)).await?;
+    Ok(id)
+}
+
+/// All octets of a body.
+pub(super) fn octets(body: &Body) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let chunk = body.chunk(all.len() as u64, 100_000).unwrap();
+        if chunk.is_empty() {
+            return all;
+        }
+        all.extend_from_slice(&chunk);
+    }
+}
+
+/// Claims the one message that is due.
+pub(super) async fn claim_one(spool: &dyn Spool, now: Timestamp) -> Claim {
+    let mut claims = spool.claim(now, 2, LEASE).await.unwrap();
+    assert_eq!(claims.len(), 1);
+    claims.remove(0)
+}
+
+async fn state(spool: &dyn Spool, id: QueueId) -> Option<QueueState> {
+    spool.show(id).await.unwrap().map(|e| e.state)
+}
+
+fn failure() -> Failure {
+    Failure {
+        stage: Stage::Rcpt,
+        blame: Blame::Recipient,
+        handoff: Handoff::NotSent,
+        reply: None,
+        status: EnhancedStatus::new(5, 1, 1),
+        detail: "unknown user".into(),
+    }
+}
+
+pub(super) async fn a_committed_message_is_claimed_with_what_was_committed(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let id = put(&*spool, 5, b"Subject: x\r\n\r\nhello\r\n").await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!((shown.state, shown.due), (QueueState::Incoming, Some(message(id, 5).received)));
+    assert!(spool.claim(NOON, 10, LEASE).await.unwrap().is_empty(), "not due yet");
+    let claim = claim_one(&*spool, NOON.after(LEASE)).await;
+    assert_eq!(claim.message, Message { size: 21, ..message(id, 5) });
+    let body = spool.body(&claim).await.unwrap();
+    assert_eq!(octets(&body), b"Subject: x\r\n\r\nhello\r\n");
+    let stats = spool.stats();
+    assert_eq!((stats.active, stats.messages(), stats.bytes), (1, 1, 21));
+    spool.settle(&claim, Settlement::Finished).await.unwrap();
+    assert_eq!(spool.stats(), super::Stats::default());
+    assert_eq!(state(&*spool, id).await, Some(QueueState::Sent));
+}
+
+pub(super) async fn a_dropped_draft_leaves_nothing(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
+    let mut draft = spool.draft().await.unwrap();
+    draft.write(vec![b'x'; 700_000].into()).await.unwrap();
+    let id = draft.id();
+    drop(draft);
+    assert_eq!(spool.stats().messages(), 0);
+    assert_eq!(spool.show(id).await.unwrap(), None);
+    assert!(put(&*spool, 0, b"").await.unwrap() > id, "an id is never given out twice");
+}
+
+pub(super) async fn claims_come_oldest_due_first_and_once(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let mut ids = Vec::new();
+    for after in [30, 10, 20] {
+        ids.push(put(&*spool, after, b"x").await.unwrap());
+    }
+    let now = NOON.after(Duration::from_secs(1));
+    let first = spool.claim(now, 2, LEASE).await.unwrap();
+    let claimed: Vec<_> = first.iter().map(|c| c.message.id).collect();
+    assert_eq!(claimed, [ids[1], ids[2]]);
+    assert_eq!(claim_one(&*spool, now).await.message.id, ids[0]);
+    assert!(spool.claim(now, 10, LEASE).await.unwrap().is_empty());
+    assert!(spool.claim(now, 0, LEASE).await.unwrap().is_empty());
+}
+
+pub(super) async fn a_lapsed_lease_is_claimed_anew_and_the_old_claim_is_stale(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let old = claim_one(&*spool, NOON).await;
+    let lapsed = NOON.after(LEASE);
+    assert_eq!(spool.next_due(), Some(lapsed));
+    let before = Timestamp::from_millis(lapsed.as_millis() - 1);
+    assert!(spool.claim(before, 10, LEASE).await.unwrap().is_empty());
+    let new = claim_one(&*spool, lapsed).await;
+    assert!(new.epoch > old.epoch);
+    for settlement in [Settlement::Finished, Settlement::Dead, Settlement::Released(NOON)] {
+        let refused = spool.settle(&old, settlement).await;
+        assert!(matches!(refused, Err(SpoolError::Stale(i)) if i == id));
+    }
+    spool.settle(&new, Settlement::Finished).await.unwrap();
+    assert!(matches!(spool.settle(&old, Settlement::Finished).await, Err(SpoolError::Stale(_))));
+}
+
+pub(super) async fn each_settlement_does_what_it_says(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let mut claim = claim_one(&*spool, NOON).await;
+    claim.message.attempts = 1;
+    claim.message.status = vec![RecipientStatus::Deferred { failure: failure() }];
+    let changed = claim.message.clone();
+    let later = NOON.after(Duration::from_mins(5));
+    spool.settle(&claim, Settlement::Deferred(later)).await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!(
+        (shown.state, shown.due, shown.message),
+        (QueueState::Deferred, Some(later), changed)
+    );
+    assert!(spool.claim(NOON, 10, LEASE).await.unwrap().is_empty());
+
+    let claim = claim_one(&*spool, later).await;
+    assert_eq!(claim.message.attempts, 1);
+    spool.settle(&claim, Settlement::Dead).await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!((shown.state, shown.due), (QueueState::Dead, None));
+    assert_eq!((spool.next_due(), spool.stats().dead), (None, 1));
+}
+
+pub(super) async fn a_released_message_is_as_before(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let mut claim = claim_one(&*spool, NOON).await;
+    claim.message.attempts = 9;
+    let later = NOON.after(Duration::from_secs(5));
+    spool.settle(&claim, Settlement::Released(later)).await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!((shown.state, shown.due), (QueueState::Incoming, Some(later)));
+    assert_eq!(shown.message.attempts, 0);
+    assert_eq!(claim_one(&*spool, later).await.message.id, id);
+}
+
+pub(super) async fn operators_actions_fit_the_state_or_are_refused(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    use Action::{Delete, Hold, Release, Requeue, Retry};
+    let later = NOON.after(Duration::from_mins(15));
+    let id = put(&*spool, 5000, b"x").await.unwrap();
+    let wrong =
+        |r: Result<(), SpoolError>| matches!(r, Err(SpoolError::WrongState(i, _)) if i == id);
+
+    spool.act(id, Retry, NOON).await.unwrap();
+    assert_eq!(spool.next_due(), Some(NOON));
+    assert!(wrong(spool.act(id, Release, NOON).await));
+    assert!(wrong(spool.act(id, Requeue, NOON).await));
+    spool.act(id, Hold, NOON).await.unwrap();
+    let held = spool.show(id).await.unwrap().unwrap();
+    assert_eq!((held.state, held.due, spool.next_due()), (QueueState::Held, None, None));
+    for action in [Hold, Retry, Requeue] {
+        assert!(wrong(spool.act(id, action, NOON).await), "{action:?}");
+    }
+    assert!(spool.claim(later, 10, LEASE).await.unwrap().is_empty());
+    spool.act(id, Release, later).await.unwrap();
+    assert_eq!(state(&*spool, id).await, Some(QueueState::Incoming), "never tried");
+    let mut claim = claim_one(&*spool, later).await;
+    claim.message.attempts = 1;
+    spool.settle(&claim, Settlement::Deferred(later)).await.unwrap();
+    spool.act(id, Hold, NOON).await.unwrap();
+    spool.act(id, Release, NOON).await.unwrap();
+    assert_eq!(state(&*spool, id).await, Some(QueueState::Deferred), "tried before");
+    spool.act(id, Delete, NOON).await.unwrap();
+    assert_eq!((state(&*spool, id).await, spool.stats().messages()), (None, 0));
+    for action in [Retry, Hold, Release, Requeue, Delete] {
+        let refused = spool.act(id, action, NOON).await;
+        assert!(matches!(refused, Err(SpoolError::NotFound(i)) if i == id), "{action:?}");
+    }
+}
+
+pub(super) async fn a_claimed_message_is_left_alone_until_its_lease_is_over(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let claim = claim_one(&*spool, NOON).await;
+    for action in [Action::Hold, Action::Delete, Action::Retry] {
+        let refused = spool.act(id, action, NOON).await;
+        assert!(matches!(refused, Err(SpoolError::InDelivery(i)) if i == id), "{action:?}");
+    }
+    spool.act(id, Action::Delete, NOON.after(LEASE)).await.unwrap();
+    assert!(matches!(spool.settle(&claim, Settlement::Finished).await, Err(SpoolError::Stale(_))));
+    assert_eq!(spool.stats().messages(), 0);
+}
+
+pub(super) async fn dead_letters_are_requeued_for_those_who_failed(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let mut claim = claim_one(&*spool, NOON).await;
+    claim.message.status = vec![
+        RecipientStatus::Bounced { failure: failure() },
+        RecipientStatus::Expired { failure: None },
+        RecipientStatus::Expired { failure: Some(failure()) },
+        RecipientStatus::Unconfirmed { upstream: "core".into(), failure: failure() },
+    ];
+    spool.settle(&claim, Settlement::Dead).await.unwrap();
+    for action in [Action::Retry, Action::Hold, Action::Release] {
+        let refused = spool.act(id, action, NOON).await;
+        assert!(matches!(refused, Err(SpoolError::WrongState(..))), "{action:?}");
+    }
+    spool.act(id, Action::Requeue, NOON).await.unwrap();
+    let claim = claim_one(&*spool, NOON).await;
+    let words: Vec<_> = claim.message.status.iter().map(RecipientStatus::word).collect();
+    assert_eq!(words, ["deferred", "queued", "deferred", "unconfirmed"]);
+}
+
+pub(super) async fn lists_are_pages_by_id(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(put(&*spool, 0, b"x").await.unwrap());
+    }
+    let page = |after, limit| {
+        let spool = Arc::clone(&spool);
+        async move {
+            let page = spool.list(after, limit).await.unwrap();
+            page.iter().map(|e| e.message.id).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(page(None, 2).await, ids[..2]);
+    assert_eq!(page(Some(ids[1]), 2).await, ids[2..4]);
+    assert_eq!(page(Some(ids[3]), 2).await, ids[4..]);
+    assert!(page(Some(ids[4]), 2).await.is_empty() && page(None, 0).await.is_empty());
+    assert_eq!(page(None, 100).await, ids);
+}
+
+pub(super) async fn next_due_and_wait_tell_of_every_change(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    assert_eq!(spool.next_due(), None);
+    let waiting = tokio::spawn({
+        let spool = Arc::clone(&spool);
+        async move { spool.wait().await }
+    });
+    let id = put(&*spool, 7, b"x").await.unwrap();
+    waiting.await.unwrap();
+    assert_eq!(spool.next_due(), Some(message(id, 7).received));
+    let claim = claim_one(&*spool, NOON.after(LEASE)).await;
+    spool.settle(&claim, Settlement::Released(NOON)).await.unwrap();
+    // The change came before the call, after the waiter last looked: it must not sleep.
+    spool.wait().await;
+    assert_eq!(spool.next_due(), Some(NOON));
+}
+
+pub(super) async fn a_closed_spool_does_nothing_more(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let claim = claim_one(&*spool, NOON).await;
+    let draft = spool.draft().await.unwrap();
+    spool.close().await;
+    let closed = |e: Option<SpoolError>| matches!(e, Some(SpoolError::Closed));
+    assert!(closed(spool.refusal()) && closed(spool.draft().await.err()));
+    let late = message(draft.id(), 0);
+    assert!(closed(draft.commit(late).await.err()));
+    assert!(closed(spool.body(&claim).await.err()));
+    assert!(closed(spool.settle(&claim, Settlement::Finished).await.err()));
+    assert!(closed(spool.claim(NOON, 1, LEASE).await.err()));
+    assert!(closed(spool.act(id, Action::Delete, NOON).await.err()));
+    assert!(closed(spool.show(id).await.err()) && closed(spool.list(None, 1).await.err()));
+    spool.close().await;
+}

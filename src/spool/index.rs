@@ -1,0 +1,270 @@
+//! What is in the spool, in memory: one small entry for each message, the due order, the claims.
+//! Both stores keep one, so they can't differ on who may have a message when.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use super::rules;
+use super::{Action, Settlement, SpoolError, Stats};
+use crate::clock::Timestamp;
+use crate::mail::{QueueId, QueueState};
+
+/// A message, as far as it is held in memory. `P` is where the store has the rest of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Slot<P> {
+    /// What is stored: never active, never sent.
+    pub(super) state: QueueState,
+    pub(super) due: Timestamp,
+    /// Octets of the body.
+    pub(super) size: u64,
+    pub(super) place: P,
+}
+
+/// A message's slot as the world sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct View<P> {
+    pub(super) id: QueueId,
+    /// Active while it is claimed.
+    pub(super) state: QueueState,
+    /// When it falls due, where it waits for a time.
+    pub(super) due: Option<Timestamp>,
+    pub(super) place: P,
+}
+
+/// Who has a message.
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    epoch: u64,
+    until: Timestamp,
+    /// An outcome is on its way to the disk: nobody may claim the message before it is there.
+    settling: bool,
+}
+
+/// All messages.
+#[derive(Debug)]
+pub(super) struct Index<P> {
+    slots: BTreeMap<QueueId, Slot<P>>,
+    leases: HashMap<QueueId, Lease>,
+    /// What waits for a time, claims until their lease lapses included.
+    order: BTreeSet<(Timestamp, QueueId)>,
+    stats: Stats,
+    epoch: u64,
+}
+
+impl<P> Default for Index<P> {
+    fn default() -> Self {
+        Self {
+            slots: BTreeMap::new(),
+            leases: HashMap::new(),
+            order: BTreeSet::new(),
+            stats: Stats::default(),
+            epoch: 0,
+        }
+    }
+}
+
+impl<P: Copy> Index<P> {
+    /// How much is in it.
+    pub(super) const fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// When the next message falls due, or the next lease lapses.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.order.first().map(|(due, _)| *due)
+    }
+
+    /// The slot of a message.
+    pub(super) fn slot(&self, id: QueueId) -> Option<&Slot<P>> {
+        self.slots.get(&id)
+    }
+
+    /// All slots, by id.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (QueueId, &Slot<P>)> {
+        self.slots.iter().map(|(id, slot)| (*id, slot))
+    }
+
+    /// A message as the world sees it.
+    pub(super) fn view(&self, id: QueueId) -> Option<View<P>> {
+        let slot = self.slots.get(&id)?;
+        let state = self.state(id, slot);
+        let due = matches!(state, QueueState::Incoming | QueueState::Deferred).then_some(slot.due);
+        Some(View { id, state, due, place: slot.place })
+    }
+
+    /// Up to `limit` messages above `after`.
+    pub(super) fn page(&self, after: Option<QueueId>, limit: usize) -> Vec<View<P>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        self.slots.range(range).take(limit).filter_map(|(id, _)| self.view(*id)).collect()
+    }
+
+    /// Puts a message in, or in another state; what was claimed of it no longer is.
+    pub(super) fn put(&mut self, id: QueueId, slot: Slot<P>) -> Option<P> {
+        let old = self.remove(id);
+        self.slots.insert(id, slot);
+        self.enter(id);
+        old
+    }
+
+    /// The rest of a message is somewhere else now; nothing else changed.
+    pub(super) fn relocate(&mut self, id: QueueId, place: P) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.place = place;
+        }
+    }
+
+    /// Takes a message out.
+    pub(super) fn remove(&mut self, id: QueueId) -> Option<P> {
+        self.leave(id);
+        self.leases.remove(&id);
+        self.slots.remove(&id).map(|s| s.place)
+    }
+
+    /// Claims up to `limit` messages that are due.
+    pub(super) fn claim(
+        &mut self,
+        now: Timestamp,
+        limit: usize,
+        lease: Duration,
+    ) -> Vec<(QueueId, u64, P)> {
+        let due = self.order.iter().take_while(|(due, _)| *due <= now).take(limit);
+        let ids: Vec<QueueId> = due.map(|(_, id)| *id).collect();
+        let until = now.after(lease);
+        let mut claimed = Vec::with_capacity(ids.len());
+        for id in ids {
+            let Some(place) = self.slots.get(&id).map(|s| s.place) else { continue };
+            self.epoch += 1;
+            let lease = Lease { epoch: self.epoch, until, settling: false };
+            self.change(id, |leases, _| leases.insert(id, lease));
+            claimed.push((id, self.epoch, place));
+        }
+        claimed
+    }
+
+    /// Begins to settle a claim. `false` when there is nothing to write down.
+    pub(super) fn settle(
+        &mut self,
+        id: QueueId,
+        epoch: u64,
+        settlement: Settlement,
+    ) -> Result<bool, SpoolError> {
+        let current = self.leases.get(&id).is_some_and(|l| l.epoch == epoch && !l.settling);
+        if !current || !self.slots.contains_key(&id) {
+            return Err(SpoolError::Stale(id));
+        }
+        if let Settlement::Released(due) = settlement {
+            self.change(id, |leases, slot| {
+                leases.remove(&id);
+                slot.due = due;
+            });
+            return Ok(false);
+        }
+        self.change(id, |leases, _| {
+            if let Some(lease) = leases.get_mut(&id) {
+                lease.settling = true;
+            }
+        });
+        Ok(true)
+    }
+
+    /// Begins an operator's action: nobody may claim the message until it is written down.
+    pub(super) fn act(
+        &mut self,
+        id: QueueId,
+        action: Action,
+        now: Timestamp,
+    ) -> Result<Slot<P>, SpoolError> {
+        let slot = *self.slots.get(&id).ok_or(SpoolError::NotFound(id))?;
+        let lease = self.leases.get(&id);
+        if lease.is_some_and(|l| l.settling || l.until > now) {
+            return Err(SpoolError::InDelivery(id));
+        }
+        rules::check(id, slot.state, action)?;
+        self.epoch += 1;
+        let lease = Lease { epoch: self.epoch, until: now, settling: true };
+        self.change(id, |leases, _| leases.insert(id, lease));
+        Ok(slot)
+    }
+
+    /// What was begun with [`settle`](Self::settle) or [`act`](Self::act) could not be written: the
+    /// message is as before, and due again when its lease ends.
+    pub(super) fn unsettle(&mut self, id: QueueId) {
+        self.change(id, |leases, _| {
+            if let Some(lease) = leases.get_mut(&id) {
+                lease.settling = false;
+            }
+        });
+    }
+
+    /// Gives a claim back at once, its message as it was.
+    pub(super) fn unclaim(&mut self, id: QueueId) {
+        self.change(id, |leases, _| leases.remove(&id));
+    }
+
+    /// The slot of a message whose stored record can't be read: kept back, for the operator.
+    pub(super) fn hold(&mut self, id: QueueId) {
+        self.change(id, |leases, slot| {
+            leases.remove(&id);
+            slot.state = QueueState::Held;
+        });
+    }
+
+    fn change<T>(
+        &mut self,
+        id: QueueId,
+        f: impl FnOnce(&mut HashMap<QueueId, Lease>, &mut Slot<P>) -> T,
+    ) {
+        self.leave(id);
+        if let Some(slot) = self.slots.get_mut(&id) {
+            f(&mut self.leases, slot);
+        }
+        self.enter(id);
+    }
+
+    fn state(&self, id: QueueId, slot: &Slot<P>) -> QueueState {
+        if self.leases.contains_key(&id) { QueueState::Active } else { slot.state }
+    }
+
+    /// When a message is to be looked at again.
+    fn turn(&self, id: QueueId, slot: &Slot<P>) -> Option<Timestamp> {
+        let waits = matches!(slot.state, QueueState::Incoming | QueueState::Deferred);
+        match self.leases.get(&id) {
+            Some(lease) if lease.settling || !waits => None,
+            Some(lease) => Some(lease.until),
+            None => waits.then_some(slot.due),
+        }
+    }
+
+    /// Counts a message where it now stands.
+    fn enter(&mut self, id: QueueId) {
+        let Some(slot) = self.slots.get(&id).copied() else { return };
+        let state = self.state(id, &slot);
+        *counter(&mut self.stats, state) += 1;
+        self.stats.bytes += slot.size;
+        if let Some(turn) = self.turn(id, &slot) {
+            self.order.insert((turn, id));
+        }
+    }
+
+    /// Takes a message out of all counts, before it changes.
+    fn leave(&mut self, id: QueueId) {
+        let Some(slot) = self.slots.get(&id).copied() else { return };
+        let state = self.state(id, &slot);
+        *counter(&mut self.stats, state) -= 1;
+        self.stats.bytes -= slot.size;
+        if let Some(turn) = self.turn(id, &slot) {
+            self.order.remove(&(turn, id));
+        }
+    }
+}
+
+const fn counter(stats: &mut Stats, state: QueueState) -> &mut u64 {
+    match state {
+        QueueState::Incoming => &mut stats.incoming,
+        QueueState::Active | QueueState::Sent => &mut stats.active,
+        QueueState::Deferred => &mut stats.deferred,
+        QueueState::Held => &mut stats.held,
+        QueueState::Dead => &mut stats.dead,
+    }
+}

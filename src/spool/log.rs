@@ -1,0 +1,341 @@
+//! The embedded store: an append-only log of segments with group commit (`docs/spool.md`).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+
+use super::big;
+use super::budget::Budget;
+use super::draft::LogDraft;
+use super::format;
+use super::gate::Gate;
+use super::index::{Index, View};
+use super::lanes::{Job, Lanes};
+use super::place::{self, Lock, OpenError};
+use super::recent::Recent;
+use super::record::{Header, Kind};
+use super::recovery::{self, Recovered, Where};
+use super::rules;
+use super::segment::{self, Pool};
+use super::shared::{Shared, State, blocking};
+use super::storage::{Disk, Storage};
+use super::writer::{self, Writer};
+use super::{
+    Action, Claim, Draft, Entry, Settings, Settlement, Spool, SpoolError, Stats, encode_message,
+    io_error,
+};
+use crate::clock::{Clock, Timestamp};
+use crate::event::SpoolUnreadable;
+use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState};
+
+/// The spool on a local disk. Dropped, it writes what waits and lets go of its directory.
+pub struct SegmentLog {
+    pub(super) core: Arc<Shared>,
+    /// The directory is locked for as long as this runs.
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl SegmentLog {
+    /// Opens the spool, or makes one. Reads all of it, so it blocks for as long as that takes.
+    pub fn open(settings: Settings, clock: Arc<dyn Clock>) -> Result<(Self, Recovered), OpenError> {
+        settings.check()?;
+        let lock = place::take(&settings.path, settings.allow_volatile)?;
+        let disk = Arc::new(Disk::new(settings.path.clone()));
+        Self::start(disk, settings, clock, Some(lock))
+    }
+
+    /// Opens the spool on other storage than a directory of the disk: for tests.
+    pub fn open_on(
+        storage: Arc<dyn Storage>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, Recovered), OpenError> {
+        settings.check()?;
+        Self::start(storage, settings, clock, None)
+    }
+
+    fn start(
+        storage: Arc<dyn Storage>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+        lock: Option<Lock>,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let path = settings.path.clone();
+        let io = |action| {
+            let path = path.clone();
+            move |e| OpenError::io(action, &path, e)
+        };
+        let salt = format::salt(&*storage, &path, || draw(&*clock))?;
+        writer::prepare(&*storage).map_err(io("prepare"))?;
+        let log = recovery::read(&storage, salt)?;
+        let next = log.names.segments.last().map_or(1, |n| n.saturating_add(1));
+        let next = (next, log.sequence, log.floor);
+        let mut pool = Pool::new(Arc::clone(&storage), settings.segment_size, log.names);
+        // Without its blocks it is no reserve; the writer sees to another.
+        let _ = pool.check_reserve();
+        let state = State {
+            ledger: log.ledger,
+            recent: Recent::default(),
+            ids: QueueIdSequence::above(log.floor),
+            gate: Gate::new(&settings),
+        };
+        let core = Arc::new(Shared {
+            storage,
+            budget: Budget::new(settings.memory),
+            settings,
+            clock,
+            salt,
+            lanes: Lanes::default(),
+            changed: Notify::new(),
+            state: Mutex::new(state),
+        });
+        let writer = Writer::new(Arc::clone(&core), pool, log.tail, next);
+        let thread = std::thread::Builder::new().name("spool".into());
+        let thread = thread.spawn(move || {
+            writer.run();
+            drop(lock);
+        });
+        let thread = thread.map_err(io("start the writer of"))?;
+        Ok((Self { core, writer: Mutex::new(Some(thread)) }, log.report))
+    }
+
+    /// Writes what waits, then ends the writer. Blocks.
+    fn stop(core: &Shared, writer: Option<JoinHandle<()>>) {
+        core.lanes.close();
+        if let Some(writer) = writer {
+            // A writer that panicked has nothing left to write.
+            let _ = writer.join();
+        }
+        core.state().gate.close();
+        core.announce();
+    }
+
+    fn take_writer(&self) -> Option<JoinHandle<()>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn check_open(&self) -> Result<(), SpoolError> {
+        if self.core.state().gate.is_closed() { Err(SpoolError::Closed) } else { Ok(()) }
+    }
+}
+
+impl Drop for SegmentLog {
+    fn drop(&mut self) {
+        Self::stop(&self.core, self.take_writer());
+    }
+}
+
+/// The salt of a new spool.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a draw of 32 bits")]
+fn draw(clock: &dyn Clock) -> u32 {
+    (clock.chance() * f64::from(u32::MAX)) as u32
+}
+
+#[async_trait]
+impl Spool for SegmentLog {
+    async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError> {
+        let now = self.core.clock.wall();
+        let mut state = self.core.state();
+        if let Some(refusal) = state.gate.refusal(state.ledger.index.stats()) {
+            return Err(refusal);
+        }
+        let id = state.ids.next(now);
+        drop(state);
+        Ok(Box::new(LogDraft::new(Arc::clone(&self.core), id)))
+    }
+
+    async fn claim(
+        &self,
+        now: Timestamp,
+        limit: usize,
+        lease: Duration,
+    ) -> Result<Vec<Claim>, SpoolError> {
+        self.check_open()?;
+        let claimed = self.core.state().ledger.index.claim(now, limit, lease);
+        if claimed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let core = Arc::clone(&self.core);
+        blocking(move || {
+            let read = |(id, epoch, _): (QueueId, u64, Where)| match core.read(id) {
+                Ok(message) => Some(Claim { message, epoch }),
+                Err(error) => {
+                    unreadable(&core, id, &error);
+                    None
+                }
+            };
+            Ok(claimed.into_iter().filter_map(read).collect())
+        })
+        .await
+    }
+
+    async fn body(&self, claim: &Claim) -> Result<Body, SpoolError> {
+        self.check_open()?;
+        let (core, id) = (Arc::clone(&self.core), claim.message.id);
+        blocking(move || read_body(&core, id)).await
+    }
+
+    async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError> {
+        let (id, epoch) = (claim.message.id, claim.epoch);
+        let room = self.core.lanes.state_room().await?;
+        let (state, due) = match settlement {
+            Settlement::Finished => (QueueState::Sent, Timestamp::default()),
+            Settlement::Deferred(due) => (QueueState::Deferred, due),
+            Settlement::Dead => (QueueState::Dead, self.core.clock.wall()),
+            Settlement::Released(_) => {
+                self.core.state().ledger.index.settle(id, epoch, settlement)?;
+                self.core.announce();
+                return Ok(());
+            }
+        };
+        let size = self.core.state().ledger.index.slot(id).map(|s| s.size);
+        let size = size.ok_or(SpoolError::Stale(id))?;
+        let message = Message { size, ..claim.message.clone() };
+        let meta = if state == QueueState::Sent { Vec::new() } else { encode_message(&message)? };
+        let finished = (state == QueueState::Sent).then_some(message);
+        let (job, answer) = change(id, state, due, meta, finished, room);
+        self.core.state().ledger.index.settle(id, epoch, settlement)?;
+        if let Err(closed) = self.core.lanes.push(job) {
+            self.core.state().ledger.index.unsettle(id);
+            return Err(closed);
+        }
+        answer.await.unwrap_or(Err(SpoolError::Closed))
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        self.core.state().ledger.index.next_due()
+    }
+
+    async fn wait(&self) {
+        self.core.changed.notified().await;
+    }
+
+    fn stats(&self) -> Stats {
+        self.core.state().ledger.index.stats()
+    }
+
+    fn refusal(&self) -> Option<SpoolError> {
+        let state = self.core.state();
+        state.gate.refusal(state.ledger.index.stats())
+    }
+
+    async fn list(&self, after: Option<QueueId>, limit: usize) -> Result<Vec<Entry>, SpoolError> {
+        self.check_open()?;
+        let core = Arc::clone(&self.core);
+        blocking(move || {
+            let page = core.state().ledger.index.page(after, limit);
+            let read = |view: View<Where>| match core.read(view.id) {
+                Ok(message) => Some(Ok(entry(view, message))),
+                // Finished meanwhile, or of no use in a list.
+                Err(SpoolError::NotFound(_) | SpoolError::Damaged(_)) => None,
+                Err(e) => Some(Err(e)),
+            };
+            page.into_iter().filter_map(read).collect()
+        })
+        .await
+    }
+
+    async fn show(&self, id: QueueId) -> Result<Option<Entry>, SpoolError> {
+        self.check_open()?;
+        let core = Arc::clone(&self.core);
+        blocking(move || {
+            let view = core.state().ledger.index.view(id);
+            let read = view.map(|view| Ok(entry(view, core.read(id)?)));
+            match read.transpose() {
+                Ok(Some(entry)) => Ok(Some(entry)),
+                Ok(None) | Err(SpoolError::NotFound(_)) => Ok(core.state().recent.entry(id)),
+                Err(e) => Err(e),
+            }
+        })
+        .await
+    }
+
+    async fn act(&self, id: QueueId, action: Action, now: Timestamp) -> Result<(), SpoolError> {
+        let room = self.core.lanes.state_room().await?;
+        let core = Arc::clone(&self.core);
+        // On a thread of its own: begun, it is ended, also when the caller goes away.
+        blocking(move || {
+            let before = core.state().ledger.index.act(id, action, now)?;
+            let acted = (|| {
+                let (state, due, meta) = if action == Action::Delete {
+                    // A damaged message can be deleted too: it isn't read.
+                    (QueueState::Sent, now, Vec::new())
+                } else {
+                    let mut message = core.read(id)?;
+                    let (state, due) =
+                        rules::apply(&mut message, before.state, before.due, action, now);
+                    (state, due, encode_message(&message)?)
+                };
+                let (job, answer) = change(id, state, due, meta, None, room);
+                core.lanes.push(job)?;
+                answer.blocking_recv().unwrap_or(Err(SpoolError::Closed))
+            })();
+            if acted.is_err() {
+                core.state().ledger.index.unclaim(id);
+            }
+            acted
+        })
+        .await
+    }
+
+    async fn close(&self) {
+        let (core, writer) = (Arc::clone(&self.core), self.take_writer());
+        let stopped = blocking(move || {
+            Self::stop(&core, writer);
+            Ok(())
+        });
+        // Nothing fails here but the runtime itself, which is going down then.
+        let _ = stopped.await;
+    }
+}
+
+/// A job that changes a message's state or, as [`QueueState::Sent`], ends it.
+fn change(
+    id: QueueId,
+    state: QueueState,
+    due: Timestamp,
+    meta: Vec<u8>,
+    finished: Option<Message>,
+    room: OwnedSemaphorePermit,
+) -> (Job, oneshot::Receiver<Result<(), SpoolError>>) {
+    let kind = if state == QueueState::Sent { Kind::Done } else { Kind::State };
+    let header = Header { kind, state, id, due, body_len: 0, body_crc: 0 };
+    let (done, answer) = oneshot::channel();
+    let (body, big, room, memory) = (Vec::new(), None, Some(room), None);
+    (Job { header, meta, body, big, finished, done, room, memory }, answer)
+}
+
+fn entry(view: View<Where>, message: Message) -> Entry {
+    Entry { message, state: view.state, due: view.due }
+}
+
+/// A message that is due can't be read. Damaged, it is held for the operator; after an error of the
+/// disk it is tried again when its lease is over.
+fn unreadable(core: &Shared, id: QueueId, error: &SpoolError) {
+    match error {
+        SpoolError::NotFound(_) => return,
+        SpoolError::Damaged(_) => core.state().ledger.index.hold(id),
+        _ => {}
+    }
+    SpoolUnreadable { id, error }.emit();
+}
+
+fn read_body(core: &Shared, id: QueueId) -> Result<Body, SpoolError> {
+    let (at, file) = core.locate(id, |place| place.body)?;
+    let io = |e| core.failed_read(at, e);
+    let is_big = |index: &Index<Where>| index.slot(id).is_some_and(|slot| slot.place.big);
+    if !is_big(&core.state().ledger.index) {
+        let body = segment::read_body(&*file, core.seed(at), at.offset).map_err(io)?;
+        return body.map(|b| Body::Memory(b.into())).map_err(|_| SpoolError::Damaged(id));
+    }
+    let read = segment::read_meta(&*file, core.seed(at), at.offset).map_err(io)?;
+    let (decoded, _) = read.map_err(|_| SpoolError::Damaged(id))?;
+    let (len, crc) = (decoded.header.body_len, decoded.header.body_crc);
+    let path = core.settings.path.join(big::path(id));
+    let file = big::open(&*core.storage, id, len, crc).map_err(|e| io_error("read", &path, e))?;
+    let source = file.ok_or(SpoolError::Damaged(id))?;
+    Ok(Body::Stored { source, len })
+}

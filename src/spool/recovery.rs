@@ -1,0 +1,350 @@
+//! Reading the whole log at the start (`docs/spool.md`, "Opening").
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::big;
+use super::index::{Index, Slot};
+use super::place::OpenError;
+use super::record::{self, Bad, Decoded, Kind, MAGIC, SEGMENT_HEADER, Seed, SegmentHeader};
+use super::segment::{self, At, FIRST, Names, Segment};
+use super::storage::{File, Open, Storage};
+use crate::mail::QueueId;
+
+/// Read at once; when the disk can't give it, what it can give of it.
+const BLOCK: usize = 1 << 20;
+const SECTOR: usize = 4096;
+const QUARANTINE: &str = "quarantine";
+
+/// What opening a spool found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Recovered {
+    /// Messages in it.
+    pub messages: u64,
+    /// What could not be read, each copied to `quarantine/` where there was something to copy.
+    pub damage: Vec<Damage>,
+    /// Whether the last batch was cut off in the middle: it was never acknowledged.
+    pub torn_tail: bool,
+    /// Messages whose body file is missing or has another length; they are held.
+    pub without_body: Vec<QueueId>,
+    /// Body files of no message, removed.
+    pub orphans: u64,
+}
+
+/// A range of a segment that does not hold what was written there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Damage {
+    /// The segment.
+    pub segment: u32,
+    /// Where in it, in octets.
+    pub range: Range<u64>,
+    /// The message, where that can still be told.
+    pub id: Option<QueueId>,
+}
+
+/// Where a message's records are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Where {
+    pub(super) body: At,
+    pub(super) meta: At,
+    /// Octets of the first record, and of the one that replaced its metadata.
+    octets: u32,
+    update: u32,
+    pub(super) big: bool,
+}
+
+/// What is known of the messages, and the segments that hold them.
+#[derive(Default)]
+pub(super) struct Ledger {
+    pub(super) index: Index<Where>,
+    pub(super) segments: BTreeMap<u32, Segment>,
+    /// Octets of the records that are needed.
+    pub(super) live: u64,
+}
+
+/// Where writing goes on.
+pub(super) struct Tail {
+    pub(super) number: u32,
+    pub(super) end: u32,
+    /// Whether more may be written to it.
+    pub(super) open: bool,
+}
+
+/// A million messages must fit in 200 MB: this, its id, and its place in the due order.
+const _: () = assert!(size_of::<Slot<Where>>() <= 56, "entries of the index are small");
+
+/// A log that was read.
+pub(super) struct Log {
+    pub(super) ledger: Ledger,
+    pub(super) tail: Option<Tail>,
+    /// The greatest id ever stored.
+    pub(super) floor: u64,
+    /// The sequence number of the next record.
+    pub(super) sequence: u64,
+    pub(super) names: Names,
+    pub(super) report: Recovered,
+}
+
+/// Reads all segments of the spool.
+pub(super) fn read(storage: &Arc<dyn Storage>, salt: u32) -> Result<Log, OpenError> {
+    let io = |action, path: &Path| {
+        let path = path.to_owned();
+        move |e| OpenError::io(action, &path, e)
+    };
+    let names = segment::names(&**storage).map_err(io("list", Path::new(segment::DIR)))?;
+    let mut log = Log {
+        ledger: Ledger::default(),
+        tail: None,
+        floor: 0,
+        sequence: 1,
+        names,
+        report: Recovered::default(),
+    };
+    let mut headers = BTreeMap::new();
+    for number in log.names.segments.clone() {
+        let path = segment::path(number);
+        let file = storage.open(&path, Open::Write).map_err(io("open", &path))?;
+        let mut bytes = [0; SEGMENT_HEADER];
+        let read = file.read_exact_at(&mut bytes, 0);
+        let header = read.ok().and_then(|()| SegmentHeader::decode(&bytes));
+        if let Some(header) = header.filter(|h| h.number == number) {
+            if header.salt != salt {
+                // No record in it would pass, and the file would be reused as an empty one.
+                let found = format!("its salt is {:08x}, and that of FORMAT is not", header.salt);
+                return Err(OpenError::Format { path, found });
+            }
+            headers.insert(number, header);
+        }
+        log.ledger.segments.insert(number, Segment { file, needed: 0 });
+    }
+    log.missing(&headers);
+    for number in log.names.segments.clone() {
+        log.segment(&**storage, number, salt, &headers)
+            .map_err(io("read", &segment::path(number)))?;
+    }
+    if let Some(tail) = &log.tail
+        && let Some(segment) = log.ledger.segments.get(&tail.number)
+    {
+        // What the last process wrote and did not sync may be only in memory; it counts now.
+        segment.file.sync().map_err(io("sync", &segment::path(tail.number)))?;
+    }
+    big::sweep(&**storage, &mut log).map_err(io("sweep", Path::new(big::DIR)))?;
+    log.report.messages = log.ledger.index.stats().messages();
+    Ok(log)
+}
+
+impl Log {
+    /// Reports segments that a later one names and that are not there.
+    fn missing(&mut self, headers: &BTreeMap<u32, SegmentHeader>) {
+        let Some(oldest) = self.names.segments.first().copied() else { return };
+        for header in headers.values().filter(|h| h.previous > oldest) {
+            if !self.ledger.segments.contains_key(&header.previous) {
+                let range = 0..u64::from(header.previous_end);
+                self.report.damage.push(Damage { segment: header.previous, range, id: None });
+            }
+        }
+    }
+
+    /// Replays one segment.
+    fn segment(
+        &mut self,
+        storage: &dyn Storage,
+        number: u32,
+        salt: u32,
+        headers: &BTreeMap<u32, SegmentHeader>,
+    ) -> std::io::Result<()> {
+        let Some(segment) = self.ledger.segments.get(&number) else { return Ok(()) };
+        let bytes = read_lossy(&*segment.file)?;
+        let end = headers.values().find(|h| h.previous == number).map(|h| h.previous_end);
+        let header = headers.get(&number);
+        if let Some(header) = header {
+            self.floor = self.floor.max(header.floor);
+            self.sequence = self.sequence.max(header.sequence);
+        }
+        let scan = scan(&bytes, Seed::new(salt, number), end);
+        for (offset, decoded) in &scan.records {
+            let at = At { segment: number, offset: *offset };
+            self.sequence = self.sequence.max(decoded.sequence.saturating_add(1));
+            self.floor = self.floor.max(decoded.header.id.as_u64());
+            self.ledger.apply(decoded, at);
+        }
+        for (range, id) in scan.damage {
+            let kept = quarantine(storage, number, &range, &bytes);
+            if kept.is_err()
+                && let Some(segment) = self.ledger.segments.get_mut(&number)
+            {
+                // As long as there is no copy the segment is not reused.
+                segment.needed += 1;
+            }
+            self.report.damage.push(Damage { segment: number, range, id });
+        }
+        let last = self.names.segments.last() == Some(&number);
+        if last {
+            let next = bytes.get(scan.end as usize..).and_then(record::claimed_sequence);
+            self.report.torn_tail = next.is_some_and(|s| s >= self.sequence);
+            self.tail = Some(Tail { number, end: scan.end, open: header.is_some() });
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    /// Takes note of a record that is durable. Gives back the body file that is no longer needed.
+    pub(super) fn apply(&mut self, decoded: &Decoded, at: At) -> Option<QueueId> {
+        let header = &decoded.header;
+        let known = self.index.slot(header.id).copied();
+        let octets = u32::try_from(decoded.len()).unwrap_or(u32::MAX);
+        let place = match (header.kind, known) {
+            (Kind::Enqueue | Kind::EnqueueBig, _) => Where {
+                body: at,
+                meta: at,
+                octets,
+                update: 0,
+                big: header.kind == Kind::EnqueueBig,
+            },
+            (Kind::State, Some(slot)) => Where { meta: at, update: octets, ..slot.place },
+            (Kind::Done, Some(slot)) => {
+                self.index.remove(header.id);
+                self.need(slot.place, false);
+                return slot.place.big.then_some(header.id);
+            }
+            // Of a message that is finished already, or whose first record is damaged.
+            (Kind::State | Kind::Done, None) => return None,
+        };
+        let size = known.filter(|_| header.kind == Kind::State).map_or(header.body_len, |s| s.size);
+        self.need(place, true);
+        let slot = Slot { state: header.state, due: header.due, size, place };
+        if let Some(old) = self.index.put(header.id, slot) {
+            self.need(old, false);
+        }
+        None
+    }
+
+    /// A message was copied, whole, to another place.
+    pub(super) fn moved(&mut self, id: QueueId, at: At, octets: u64) {
+        let Some(old) = self.index.slot(id).map(|slot| slot.place) else { return };
+        let octets = u32::try_from(octets).unwrap_or(u32::MAX);
+        let place = Where { body: at, meta: at, octets, update: 0, big: old.big };
+        self.index.relocate(id, place);
+        self.need(place, true);
+        self.need(old, false);
+    }
+
+    fn need(&mut self, place: Where, needed: bool) {
+        let octets = u64::from(place.octets) + u64::from(place.update);
+        self.live = if needed { self.live + octets } else { self.live.saturating_sub(octets) };
+        for at in [place.body, place.meta] {
+            if let Some(segment) = self.segments.get_mut(&at.segment) {
+                let n = segment.needed;
+                segment.needed = if needed { n + 1 } else { n.saturating_sub(1) };
+            }
+        }
+    }
+}
+
+/// What a segment's octets hold.
+struct Scan {
+    records: Vec<(u32, Decoded)>,
+    damage: Vec<(Range<u64>, Option<QueueId>)>,
+    /// Where the next record goes.
+    end: u32,
+}
+
+/// Finds all good records. `end` is where the segment ends, when the next one says so.
+fn scan(bytes: &[u8], seed: Seed, end: Option<u32>) -> Scan {
+    let limit = end.map_or(bytes.len(), |e| bytes.len().min(e as usize));
+    let bytes = bytes.get(..limit).unwrap_or_default();
+    let mut scan = Scan { records: Vec::new(), damage: Vec::new(), end: FIRST };
+    let mut bad: Vec<(usize, Option<QueueId>)> = Vec::new();
+    let mut at = FIRST as usize;
+    while let Some(rest) = bytes.get(at..).filter(|r| r.len() >= record::HEADER) {
+        let (decoded, found) = match record::decode_whole(rest, seed) {
+            Ok((decoded, _, _)) => (Some(decoded), true),
+            Err(Bad::Payload(decoded)) => (Some(decoded), false),
+            Err(Bad::Header) => (None, false),
+        };
+        let next = match decoded {
+            Some(decoded) => at.saturating_add(usize::try_from(decoded.len()).unwrap_or(limit)),
+            None => next_magic(bytes, at + 8).unwrap_or(limit),
+        };
+        if let Some(decoded) = decoded.filter(|_| found) {
+            scan.ruin(&mut bad, at);
+            scan.records.push((u32::try_from(at).unwrap_or(u32::MAX), decoded));
+            scan.end = u32::try_from(next).unwrap_or(u32::MAX);
+        } else if decoded.is_some() || bad.last().is_none_or(|(_, id)| id.is_some()) {
+            bad.push((at, decoded.map(|d| d.header.id)));
+        }
+        at = next;
+    }
+    if let Some(end) = end.filter(|e| *e > scan.end) {
+        if bad.is_empty() {
+            bad.push((scan.end as usize, None));
+        }
+        scan.ruin(&mut bad, end as usize);
+        scan.end = end;
+    }
+    scan
+}
+
+impl Scan {
+    /// The bad ranges before `until` are damage: something good follows.
+    fn ruin(&mut self, bad: &mut Vec<(usize, Option<QueueId>)>, until: usize) {
+        let ends = bad.iter().skip(1).map(|(at, _)| *at).chain([until]).collect::<Vec<_>>();
+        for ((start, id), end) in bad.drain(..).zip(ends) {
+            self.damage.push((start as u64..end as u64, id));
+        }
+    }
+}
+
+/// The next offset from `from` at which a record may start.
+fn next_magic(bytes: &[u8], from: usize) -> Option<usize> {
+    let rest = bytes.get(from..)?;
+    memchr::memmem::find_iter(rest, &MAGIC).map(|i| from + i).find(|at| at % 8 == 0)
+}
+
+/// All octets of a file; those that the disk does not give back are zeros, and so damage.
+fn read_lossy(file: &dyn File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(file.size()?).unwrap_or(usize::MAX)];
+    for (i, block) in bytes.chunks_mut(BLOCK).enumerate() {
+        let offset = (i * BLOCK) as u64;
+        if file.read_exact_at(block, offset).is_err() {
+            for (j, sector) in block.chunks_mut(SECTOR).enumerate() {
+                if file.read_exact_at(sector, offset + (j * SECTOR) as u64).is_err() {
+                    sector.fill(0);
+                }
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Keeps a copy of damaged octets for whoever wants to look.
+fn quarantine(
+    storage: &dyn Storage,
+    number: u32,
+    range: &Range<u64>,
+    bytes: &[u8],
+) -> std::io::Result<()> {
+    let name = format!("{number:010}-{}.bin", range.start);
+    let place = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(bytes.len());
+    let octets = bytes.get(place(range.start)..place(range.end)).unwrap_or_default();
+    let path = Path::new(QUARANTINE).join(name);
+    storage.create_dir(Path::new(QUARANTINE))?;
+    let file = match storage.open(&path, Open::Create) {
+        // From an earlier start.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        other => other?,
+    };
+    let written = file.write_at(octets, 0).and_then(|()| file.sync());
+    if written.is_err() {
+        let _ = storage.remove(&path);
+    }
+    written
+}
+
+/// The messages whose bodies are in files.
+pub(super) fn big_messages(index: &Index<Where>) -> HashSet<QueueId> {
+    index.slots().filter(|(_, slot)| slot.place.big).map(|(id, _)| id).collect()
+}

@@ -1,0 +1,229 @@
+//! The files of the log: their names, where they come from and where they go.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::record::{self, Bad, Decoded, SEGMENT_HEADER, Seed, SegmentHeader};
+use super::storage::{File, Is, Open, Storage};
+
+/// The directory of the segments.
+pub(super) const DIR: &str = "seg";
+/// Drained segments kept for reuse: their blocks are there, so a sync in them costs less.
+pub(super) const SPARES: usize = 4;
+
+const RESERVE: &str = "seg/reserve.seg";
+/// Read at once to see a record's header and, nearly always, its metadata.
+const GLANCE: usize = 4096;
+
+/// Where a record starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct At {
+    pub(super) segment: u32,
+    pub(super) offset: u32,
+}
+
+/// A segment that is part of the log.
+pub(super) struct Segment {
+    pub(super) file: Arc<dyn File>,
+    /// How many records in it are needed.
+    pub(super) needed: u64,
+}
+
+/// The files that are not part of the log yet, or any more.
+pub(super) struct Pool {
+    storage: Arc<dyn Storage>,
+    size: u64,
+    spares: Vec<PathBuf>,
+    reserve: bool,
+}
+
+/// The names in the segments' directory.
+#[derive(Default)]
+pub(super) struct Names {
+    pub(super) segments: Vec<u32>,
+    pub(super) spares: Vec<PathBuf>,
+    pub(super) reserve: bool,
+}
+
+/// The file of a segment.
+pub(super) fn path(number: u32) -> PathBuf {
+    Path::new(DIR).join(format!("{number:010}.seg"))
+}
+
+fn spare_path(number: u32) -> PathBuf {
+    Path::new(DIR).join(format!("spare-{number:010}.seg"))
+}
+
+/// Reads the directory; other names than ours are left alone.
+pub(super) fn names(storage: &dyn Storage) -> io::Result<Names> {
+    let mut names = Names::default();
+    for listed in storage.list(Path::new(DIR))?.into_iter().filter(|l| l.is == Is::File) {
+        let path = Path::new(DIR).join(&listed.name);
+        let number = |s: &str| s.strip_suffix(".seg")?.parse::<u32>().ok();
+        if path == Path::new(RESERVE) {
+            names.reserve = true;
+        } else if let Some(n) = listed.name.strip_prefix("spare-").and_then(number) {
+            if path == spare_path(n) {
+                names.spares.push(path);
+            }
+        } else if let Some(n) = number(&listed.name).filter(|n| path == self::path(*n)) {
+            names.segments.push(n);
+        }
+    }
+    names.segments.sort_unstable();
+    Ok(names)
+}
+
+/// Reads the header and metadata of one record.
+pub(super) fn read_meta(
+    file: &dyn File,
+    seed: Seed,
+    offset: u32,
+) -> io::Result<Result<(Decoded, Vec<u8>), Bad>> {
+    let offset = u64::from(offset);
+    let rest = usize::try_from(file.size()?.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; rest.min(GLANCE)];
+    file.read_exact_at(&mut bytes, offset)?;
+    let decoded = match record::decode_header(&bytes, seed) {
+        Ok(decoded) => decoded,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    let len = record::HEADER + decoded.meta_len;
+    if len > bytes.len() {
+        if len > rest {
+            return Ok(Err(Bad::Payload(decoded)));
+        }
+        bytes.resize(len, 0);
+        file.read_exact_at(&mut bytes, offset)?;
+    }
+    Ok(record::decode(&bytes, seed).map(|(decoded, meta)| (decoded, meta.to_vec())))
+}
+
+/// Reads the inline body of one record.
+pub(super) fn read_body(
+    file: &dyn File,
+    seed: Seed,
+    offset: u32,
+) -> io::Result<Result<Vec<u8>, Bad>> {
+    let mut head = vec![0; record::HEADER];
+    file.read_exact_at(&mut head, u64::from(offset))?;
+    let decoded = match record::decode_header(&head, seed) {
+        Ok(decoded) => decoded,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    let rest = file.size()?.saturating_sub(u64::from(offset));
+    let len = usize::try_from(decoded.inline_len()).unwrap_or(usize::MAX);
+    let start = record::HEADER + decoded.meta_len;
+    if (start as u64).saturating_add(decoded.inline_len()) > rest {
+        return Ok(Err(Bad::Payload(decoded)));
+    }
+    let mut body = vec![0; len];
+    file.read_exact_at(&mut body, u64::from(offset) + start as u64)?;
+    let sound = crc32c::crc32c(&body) == decoded.header.body_crc;
+    Ok(if sound { Ok(body) } else { Err(Bad::Payload(decoded)) })
+}
+
+impl Pool {
+    /// The files that `names` found, for segments of `size` octets.
+    pub(super) fn new(storage: Arc<dyn Storage>, size: u64, names: Names) -> Self {
+        Self { storage, size, spares: names.spares, reserve: names.reserve }
+    }
+
+    /// Whether state changes still have a segment when the disk is full.
+    pub(super) const fn has_reserve(&self) -> bool {
+        self.reserve
+    }
+
+    /// A file for segment `number`, its blocks allocated. From the reserve only when there is
+    /// nothing else and `from_reserve` allows it.
+    pub(super) fn take(&mut self, number: u32, from_reserve: bool) -> io::Result<Arc<dyn File>> {
+        let path = path(number);
+        match self.raw(&path) {
+            Err(_) if from_reserve && self.reserve => {
+                self.storage.rename(Path::new(RESERVE), &path)?;
+                self.reserve = false;
+                self.storage.open(&path, Open::Write)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes a file a segment: empty, durable, with its header.
+    pub(super) fn install(&self, file: &dyn File, header: &SegmentHeader) -> io::Result<()> {
+        let ready = file
+            .write_at(&header.encode(), 0)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.storage.sync_dir(Path::new(DIR)));
+        if ready.is_err() {
+            // Half-made it would only eat the room that is wanted.
+            let _ = self.storage.remove(&path(header.number));
+        }
+        ready
+    }
+
+    /// A file with the blocks of a segment: a spare, or a new one.
+    fn raw(&mut self, path: &Path) -> io::Result<Arc<dyn File>> {
+        if let Some(spare) = self.spares.pop() {
+            self.storage.rename(&spare, path)?;
+            return self.storage.open(path, Open::Write);
+        }
+        self.create(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = self.storage.open(path, Open::Create)?;
+        if let Err(e) = file.allocate(self.size) {
+            let _ = self.storage.remove(path);
+            return Err(e);
+        }
+        Ok(file)
+    }
+
+    /// Takes in a drained segment: as the reserve, as a spare, or not at all.
+    pub(super) fn recycle(&mut self, number: u32) -> io::Result<()> {
+        let path = path(number);
+        if !self.reserve {
+            self.storage.rename(&path, Path::new(RESERVE))?;
+            self.reserve = true;
+        } else if self.spares.len() < SPARES {
+            let spare = spare_path(number);
+            self.storage.rename(&path, &spare)?;
+            self.spares.push(spare);
+        } else {
+            self.storage.remove(&path)?;
+        }
+        // In order: a later segment may only go when this one is gone for good.
+        self.storage.sync_dir(Path::new(DIR))
+    }
+
+    /// Makes sure of the reserve.
+    pub(super) fn ensure_reserve(&mut self) -> io::Result<()> {
+        let path = Path::new(RESERVE);
+        if self.reserve {
+            return Ok(());
+        }
+        let file = self.raw(path)?;
+        let ready = file.allocate(self.size).and_then(|()| file.sync());
+        if let Err(e) = ready.and_then(|()| self.storage.sync_dir(Path::new(DIR))) {
+            let _ = self.storage.remove(path);
+            return Err(e);
+        }
+        self.reserve = true;
+        Ok(())
+    }
+
+    /// Makes sure that a reserve which was found has all its blocks.
+    pub(super) fn check_reserve(&mut self) -> io::Result<()> {
+        if self.reserve {
+            self.reserve = false;
+            self.storage.open(Path::new(RESERVE), Open::Write)?.allocate(self.size)?;
+            self.reserve = true;
+        }
+        Ok(())
+    }
+}
+
+/// Where the first record of a segment starts.
+pub(super) const FIRST: u32 = 64;
+const _: () = assert!(FIRST as usize == SEGMENT_HEADER, "records follow the header");

@@ -1,0 +1,100 @@
+//! What the log's handle, its drafts and its writer share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::budget::Budget;
+use super::gate::Gate;
+use super::lanes::Lanes;
+use super::recent::Recent;
+use super::record::Seed;
+use super::recovery::Ledger;
+use super::segment::{self, At};
+use super::storage::{File, Storage};
+use super::{Settings, SpoolError, io_error};
+use crate::clock::Clock;
+use crate::mail::{Message, QueueId, QueueIdSequence};
+
+/// One open spool.
+pub(super) struct Shared {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) settings: Settings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) salt: u32,
+    pub(super) lanes: Lanes,
+    pub(super) budget: Budget,
+    pub(super) changed: Notify,
+    pub(super) state: Mutex<State>,
+}
+
+/// What changes. The lock is never held over a disk access.
+pub(super) struct State {
+    pub(super) ledger: Ledger,
+    pub(super) recent: Recent,
+    pub(super) ids: QueueIdSequence,
+    pub(super) gate: Gate,
+}
+
+impl Shared {
+    /// The state, locked.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something may be due sooner. Whoever waits wakes, and whoever waits next does too: it may
+    /// have looked before the change.
+    pub(super) fn announce(&self) {
+        self.changed.notify_waiters();
+        self.changed.notify_one();
+    }
+
+    /// Reads the metadata of a message. Blocks.
+    pub(super) fn read(&self, id: QueueId) -> Result<Message, SpoolError> {
+        let mut seen = None;
+        loop {
+            let (at, file) = self.locate(id, |place| place.meta)?;
+            if seen == Some(at) {
+                return Err(SpoolError::Damaged(id));
+            }
+            let read = segment::read_meta(&*file, self.seed(at), at.offset);
+            match read.map_err(|e| self.failed_read(at, e))? {
+                Ok((decoded, meta)) if decoded.header.id == id => {
+                    return serde_json::from_slice(&meta).map_err(|_| SpoolError::Damaged(id));
+                }
+                // It may have been settled meanwhile, and its segment reused: looked up once more.
+                _ => seen = Some(at),
+            }
+        }
+    }
+
+    /// The segment and place of one of a message's records.
+    pub(super) fn locate(
+        &self,
+        id: QueueId,
+        which: impl FnOnce(&super::recovery::Where) -> At,
+    ) -> Result<(At, Arc<dyn File>), SpoolError> {
+        let state = self.state();
+        let slot = state.ledger.index.slot(id).ok_or(SpoolError::NotFound(id))?;
+        let at = which(&slot.place);
+        let segment = state.ledger.segments.get(&at.segment).ok_or(SpoolError::Damaged(id))?;
+        Ok((at, Arc::clone(&segment.file)))
+    }
+
+    /// The seed of the records in a segment.
+    pub(super) fn seed(&self, at: At) -> Seed {
+        Seed::new(self.salt, at.segment)
+    }
+
+    /// A read error with its subject.
+    pub(super) fn failed_read(&self, at: At, e: std::io::Error) -> SpoolError {
+        io_error("read", &self.settings.path.join(segment::path(at.segment)), e)
+    }
+}
+
+/// Runs what blocks where it may.
+pub(super) async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, SpoolError> + Send + 'static,
+) -> Result<T, SpoolError> {
+    tokio::task::spawn_blocking(f).await.unwrap_or(Err(SpoolError::Closed))
+}
