@@ -82,9 +82,17 @@ fn problem(detail: &str) -> String {
 fn help_names_every_command_and_a_wrong_one_is_a_usage_error() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);
-    for command in
-        ["run", "check-config", "queue", "mailq", "status", "reload", "send", "healthcheck"]
-    {
+    for command in [
+        "run",
+        "check-config",
+        "queue",
+        "mailq",
+        "status",
+        "reload",
+        "send",
+        "probe",
+        "healthcheck",
+    ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),
             "{command}\n{help}"

@@ -37,7 +37,7 @@ impl Spool for Map {
         Err(SpoolError::Closed)
     }
 
-    async fn settle(&self, _: Claim, _: Settlement) -> Result<(), SpoolError> {
+    async fn settle(&self, _: &Claim, _: Settlement) -> Result<(), SpoolError> {
         Err(SpoolError::Closed)
     }
 

@@ -65,6 +65,8 @@ pub(super) enum Command {
     Reload,
     /// Send a test message and follow it to the upstream's answer
     Send(Send),
+    /// Walk the way to a smarthost: DNS, TCP, greeting, EHLO, STARTTLS, certificate, login
+    Probe(Probe),
     /// End with 0 when Postgate is well, for containers and scripts
     Healthcheck(Healthcheck),
 }
@@ -125,6 +127,19 @@ pub(super) struct Send {
     /// How long to follow the message
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = config::parse_duration)]
     pub(super) wait: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Probe {
+    /// An upstream's name, or any HOST:PORT [default: the route's first smarthost]
+    #[arg(value_name = "NAME|HOST:PORT")]
+    pub(super) target: Option<String>,
+    /// Also ask whether this recipient would be accepted
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_mailbox)]
+    pub(super) rcpt: Option<Mailbox>,
+    /// The sender to ask with [default: <>]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_mailbox, requires = "rcpt")]
+    pub(super) from: Option<Mailbox>,
 }
 
 #[derive(Debug, clap::Args)]

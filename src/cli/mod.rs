@@ -8,6 +8,7 @@ mod check_config;
 mod client;
 mod format;
 mod out;
+mod probe;
 mod queue;
 mod send;
 mod status;
@@ -138,6 +139,7 @@ async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Fa
         Command::Healthcheck(options) => {
             status::healthcheck(&client(global, out), options, out).await
         }
+        Command::Probe(options) => probe::run(global, options, out).await,
         Command::Send(options) => send::send(global, options, out).await,
         Command::Run | Command::CheckConfig(_) => Ok(()),
     }

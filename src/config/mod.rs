@@ -20,10 +20,7 @@ use std::time::Duration;
 
 pub use report::{Location, Problem, Report, Severity};
 pub use units::{UnitError, duration as format_duration, parse_duration, size as format_size};
-pub use upstream::{
-    Auth, AuthError, Maildir, Mechanism, Pool, Smtp, Source, Timeouts, Tls, Upstream, UpstreamKind,
-    Verify,
-};
+pub use upstream::{Auth, AuthError, Maildir, Smtp, Source, Upstream, UpstreamKind};
 
 use crate::mail::Mailbox;
 use crate::policy::networks::Networks;
@@ -36,10 +33,10 @@ pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
 pub const DEFAULT_SOCKET: &str = "/run/postgate/admin.sock";
 
 /// Keys that are read once, at the start: the beginnings of their names.
-const FIXED: [&str; 5] = ["listener.", "spool.", "limits.memory", "admin.", "log."];
+const FIXED: [&str; 5] = ["listener.", "spool.", "limits.memory", "admin.", "log.format"];
 
 /// A valid configuration.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Our own name: greeting, EHLO in both directions, Received lines.
     pub hostname: String,
@@ -289,7 +286,7 @@ impl Config {
     }
 
     /// The keys that differ in `new` and take effect only at a restart: listeners, the spool, the
-    /// admin socket, the log and the memory limit. Everything else can be reloaded.
+    /// admin socket, the log's format and the memory limit. Everything else can be reloaded.
     pub fn needs_restart(&self, new: &Self) -> Vec<String> {
         let old: BTreeMap<&str, &str> = self.effective().collect();
         let new: BTreeMap<&str, &str> = new.effective().collect();

@@ -6,11 +6,9 @@ use super::document::Node;
 use super::files;
 use super::section::{Fault, Section, Setting, read_word, show_list, words};
 use super::units::{hours, mins, secs};
-use super::{
-    Auth, Listener, Maildir, Mechanism, Pool, Smtp, Source, Timeouts, Tls, Upstream, UpstreamKind,
-    Verify,
-};
+use super::{Auth, Listener, Maildir, Smtp, Source, Upstream, UpstreamKind};
 use crate::mail::address::is_domain;
+use crate::upstream::smtp::{Mechanism, PoolSettings, Settings, Timeouts, TlsMode, Verify};
 
 /// Reads `[upstreams.NAME]`.
 pub(super) fn upstream(
@@ -27,7 +25,7 @@ pub(super) fn upstream(
     let kind: Option<Type> = section.required("type", "\"smtp\" or \"maildir\"");
     let kind = match kind? {
         Type::Smtp => {
-            smtp(&mut section, hostname, listeners).map(|s| UpstreamKind::Smtp(Box::new(s)))
+            smtp(&name, &mut section, hostname, listeners).map(|s| UpstreamKind::Smtp(Box::new(s)))
         }
         Type::Maildir => section
             .required("path", "\"/var/lib/postgate/outbox\"")
@@ -44,7 +42,12 @@ pub(super) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
 }
 
-fn smtp(section: &mut Section<'_>, hostname: &str, listeners: &[Listener]) -> Option<Smtp> {
+fn smtp(
+    name: &str,
+    section: &mut Section<'_>,
+    hostname: &str,
+    listeners: &[Listener],
+) -> Option<Smtp> {
     let host: Option<String> = section.required("host", "\"mail-core-01\"");
     if let Some(host) = host.as_deref()
         && !is_domain(host)
@@ -55,46 +58,49 @@ fn smtp(section: &mut Section<'_>, hostname: &str, listeners: &[Listener]) -> Op
         section.error("host", "is no host name", cure);
     }
     let port = section.within("port", 25, 1..=u16::MAX);
-    let addresses = section.or("address", Addresses(Vec::new())).0;
-    let tls = section.or("tls", Tls::Opportunistic);
-    let always = matches!(tls, Tls::StartTls | Tls::Implicit);
+    let address = section.or("address", Addresses(Vec::new())).0;
+    let tls = section.or("tls", TlsMode::Opportunistic);
+    let always = matches!(tls, TlsMode::StartTls | TlsMode::Implicit);
     let verify = section.or("verify", if always { Verify::Full } else { Verify::None });
     let ca_file = files::existing(section, "ca_file");
     let tls_server_name: Option<String> = section.optional("tls_server_name");
-    let auth = auth(section);
-    let smtp = Smtp {
+    let (auth, mechanisms) = auth(section);
+    let settings = Settings {
+        name: name.into(),
         host: host?,
         port,
-        addresses,
+        address,
         tls,
         verify,
         ca_file,
         tls_server_name,
-        auth,
+        helo: hostname.into(),
+        mechanisms,
+        auth_required: section.has("auth"),
         pool: pool(section.section("pool")),
         timeouts: timeouts(section.section("timeouts")),
     };
-    check_tls(section, &smtp);
-    check_loop(section, &smtp, hostname, listeners);
-    Some(smtp)
+    check_tls(section, &settings);
+    check_loop(section, &settings, listeners);
+    Some(Smtp { settings, auth })
 }
 
-fn check_tls(section: &Section<'_>, smtp: &Smtp) {
+fn check_tls(section: &Section<'_>, smtp: &Settings) {
     match (smtp.tls, smtp.port) {
-        (Tls::Implicit, 587) => section.warning(
+        (TlsMode::Implicit, 587) => section.warning(
             "tls",
             "is \"implicit\" on port 587",
             "587 speaks STARTTLS: write tls = \"starttls\"; \"implicit\" is for 465",
         ),
-        (Tls::StartTls | Tls::Opportunistic, 465) => section.warning(
+        (TlsMode::StartTls | TlsMode::Opportunistic, 465) => section.warning(
             "tls",
             "is not \"implicit\" on port 465",
             "465 speaks TLS at once: write tls = \"implicit\"; \"starttls\" is for 587",
         ),
         _ => {}
     }
-    let always = matches!(smtp.tls, Tls::StartTls | Tls::Implicit);
-    if smtp.auth.is_some() && !always {
+    let always = matches!(smtp.tls, TlsMode::StartTls | TlsMode::Implicit);
+    if smtp.auth_required && !always {
         section.error(
             "auth",
             format_args!("would send the password over tls = {}", smtp.tls.show()),
@@ -121,10 +127,10 @@ fn check_tls(section: &Section<'_>, smtp: &Smtp) {
 }
 
 /// An upstream that is one of our own listeners would send every message round for ever.
-fn check_loop(section: &Section<'_>, smtp: &Smtp, hostname: &str, listeners: &[Listener]) {
-    let targets =
-        if smtp.addresses.is_empty() { host_addresses(&smtp.host) } else { smtp.addresses.clone() };
-    let ours = smtp.addresses.is_empty() && smtp.host.eq_ignore_ascii_case(hostname);
+fn check_loop(section: &Section<'_>, smtp: &Settings, listeners: &[Listener]) {
+    let looked_up = smtp.address.is_empty();
+    let targets = if looked_up { host_addresses(&smtp.host) } else { smtp.address.clone() };
+    let ours = looked_up && smtp.host.eq_ignore_ascii_case(&smtp.helo);
     let reaches = |listener: &&Listener| {
         let bound = listener.address.ip().to_canonical();
         let hit = targets
@@ -150,11 +156,12 @@ fn host_addresses(host: &str) -> Vec<IpAddr> {
     host.parse().into_iter().collect()
 }
 
-fn auth(section: &mut Section<'_>) -> Option<Auth> {
+fn auth(section: &mut Section<'_>) -> (Option<Auth>, Vec<Mechanism>) {
+    let default = vec![Mechanism::Plain, Mechanism::Login];
     let given = section.has("auth");
     let mut auth = section.section("auth");
     if !given {
-        return None;
+        return (None, default);
     }
     for key in ["password", "pass"] {
         auth.refuse(
@@ -172,9 +179,10 @@ fn auth(section: &mut Section<'_>) -> Option<Auth> {
     let password = (!refused)
         .then(|| either(&auth, ("password_file", file), ("password_env", word)))
         .flatten();
-    let mechanisms = auth.or("mechanisms", Mechanisms(vec![Mechanism::Plain, Mechanism::Login])).0;
+    let mechanisms = auth.or("mechanisms", Mechanisms(default)).0;
     auth.finish();
-    Some(Auth { username: username?, password: password?, mechanisms })
+    let pair = username.zip(password);
+    (pair.map(|(username, password)| Auth { username, password }), mechanisms)
 }
 
 /// The environment variable a key names.
@@ -206,8 +214,8 @@ fn either(
     None
 }
 
-fn pool(mut section: Section<'_>) -> Pool {
-    let pool = Pool {
+fn pool(mut section: Section<'_>) -> PoolSettings {
+    let pool = PoolSettings {
         max_connections: section.within("max_connections", 8, 1..=1000),
         max_idle: section.within("max_idle", secs(30), secs(0)..=mins(60)),
         max_messages: section.within("max_messages", 100, 1..=1_000_000),
@@ -237,7 +245,7 @@ enum Type {
 }
 
 words!(Type { "smtp" => Self::Smtp, "maildir" => Self::Maildir });
-words!(Tls {
+words!(TlsMode {
     "none" => Self::None,
     "opportunistic" => Self::Opportunistic,
     "starttls" => Self::StartTls,

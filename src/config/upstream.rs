@@ -1,14 +1,13 @@
 //! Upstreams: what a message can be handed to, and how we log in there.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::files;
 use crate::secret::{Credentials, Secret};
+use crate::upstream::smtp;
 
 /// An upstream and its name.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Upstream {
     /// The name of its table: what logs and commands call it.
     pub name: String,
@@ -17,7 +16,7 @@ pub struct Upstream {
 }
 
 /// What an upstream is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum UpstreamKind {
     /// A smarthost.
     Smtp(Box<Smtp>),
@@ -33,54 +32,12 @@ pub struct Maildir {
 }
 
 /// A smarthost.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Smtp {
-    /// A domain name or an address.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// Connect to these instead of what the host's name resolves to. May be empty.
-    pub addresses: Vec<IpAddr>,
-    /// When TLS is used.
-    pub tls: Tls,
-    /// What of the certificate is checked.
-    pub verify: Verify,
-    /// The authorities that may have signed it; the system's when `None`.
-    pub ca_file: Option<PathBuf>,
-    /// The name the certificate must have, when it is not the host's.
-    pub tls_server_name: Option<String>,
+    /// How to talk to it.
+    pub settings: smtp::Settings,
     /// How we log in, if we do.
     pub auth: Option<Auth>,
-    /// How connections are kept.
-    pub pool: Pool,
-    /// How long each stage may take.
-    pub timeouts: Timeouts,
-}
-
-/// When TLS is used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Tls {
-    /// Never.
-    None,
-    /// When the server offers STARTTLS; in clear otherwise.
-    Opportunistic,
-    /// Always, by STARTTLS (RFC 3207).
-    StartTls,
-    /// Always, from the first octet (RFC 8314).
-    Implicit,
-}
-
-/// What of the server's certificate is checked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verify {
-    /// Chain and name.
-    Full,
-    /// The chain.
-    CaOnly,
-    /// That it is the one with this SHA-256.
-    Fingerprint([u8; 32]),
-    /// Nothing.
-    None,
 }
 
 /// How we log in (RFC 4954).
@@ -90,8 +47,6 @@ pub struct Auth {
     pub username: Source,
     /// Where the password comes from. Never [`Source::Literal`].
     pub password: Source,
-    /// What may be used, in the order of preference. Never empty.
-    pub mechanisms: Vec<Mechanism>,
 }
 
 /// Where a part of the credentials comes from.
@@ -103,43 +58,6 @@ pub enum Source {
     Environment(String),
     /// The first line of a file.
     File(PathBuf),
-}
-
-/// A SASL mechanism.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mechanism {
-    /// RFC 4616.
-    Plain,
-    /// The old one with two prompts.
-    Login,
-}
-
-/// How connections are kept.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Pool {
-    /// Connections at a time.
-    pub max_connections: usize,
-    /// How long an unused one is kept.
-    pub max_idle: Duration,
-    /// Messages over one.
-    pub max_messages: usize,
-    /// How old one may become.
-    pub max_age: Duration,
-}
-
-/// How long each stage of a delivery may take.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Timeouts {
-    /// Name lookup, connection and TLS handshake, each.
-    pub connect: Duration,
-    /// The 220.
-    pub greeting: Duration,
-    /// The reply to a command.
-    pub command: Duration,
-    /// Each piece of the content.
-    pub data: Duration,
-    /// The reply to the final dot.
-    pub end_of_data: Duration,
 }
 
 /// Why there are no credentials.

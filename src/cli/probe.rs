@@ -1,0 +1,188 @@
+//! `probe`: the way to a smarthost, one line a stage, and what to do where it ends.
+
+use std::sync::Arc;
+
+use super::args::{Global, Probe};
+use super::out::Out;
+use super::{Failure, exit};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Config, Smtp, UpstreamKind};
+use crate::secret::Credentials;
+use crate::upstream::probe::{Options, Report, Status, probe};
+use crate::upstream::smtp::{Settings, TlsMode, Verify};
+
+/// Our name in EHLO where there is no configuration to tell it.
+const HELO: &str = "postgate-probe.localdomain";
+
+pub(super) async fn run(global: &Global, options: Probe, out: &mut Out) -> Result<(), Failure> {
+    let config = config::load(&global.config(), &config::environment());
+    let target = match (&options.target, &config) {
+        (Some(target), Err(_)) => ad_hoc(target, HELO)?,
+        (Some(target), Ok((config, _))) => named(config, target)?,
+        (None, Ok((config, _))) => preferred(config)?,
+        (None, Err(report)) => {
+            let message = format!("{}\n{report}", report.summary());
+            return Err(Failure::new(exit::CONFIG, message));
+        }
+    };
+    let (settings, credentials) = target;
+    let head = head(&settings, credentials.as_deref());
+    let asked = Options { rcpt: options.rcpt, from: options.from };
+    let report = probe(settings, credentials, &asked, SystemClock.wall()).await;
+    let report = report.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
+    if global.json {
+        let json = serde_json::to_string(&report);
+        out.line(&json.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?)?;
+    } else {
+        out.line(&head)?;
+        lines(&report).iter().try_for_each(|line| out.line(line))?;
+    }
+    if report.exit_code == exit::OK { Ok(()) } else { Err(Failure::silent(report.exit_code)) }
+}
+
+/// The upstream of that name, or any host and port.
+fn named(config: &Config, target: &str) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+    match config.upstream(target).map(|u| &u.kind) {
+        Some(UpstreamKind::Smtp(smtp)) => configured(smtp),
+        Some(UpstreamKind::Maildir(_)) => Err(Failure::new(
+            exit::USAGE,
+            format!("{target} is a Maildir: there is no way to probe"),
+        )),
+        None => ad_hoc(target, &config.hostname),
+    }
+}
+
+/// The first smarthost of the route.
+fn preferred(config: &Config) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+    let names = config.routes.iter().flat_map(|route| &route.upstreams);
+    let first = names.filter_map(|name| config.upstream(name)).find_map(|u| match &u.kind {
+        UpstreamKind::Smtp(smtp) => Some(smtp),
+        UpstreamKind::Maildir(_) => None,
+    });
+    let none = || Failure::new(exit::USAGE, "no smarthost is configured: name HOST:PORT");
+    configured(first.ok_or_else(none)?)
+}
+
+fn configured(smtp: &Smtp) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+    let credentials = smtp.auth.as_ref().map(|auth| auth.credentials(1)).transpose();
+    let credentials = credentials.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
+    Ok((smtp.settings.clone(), credentials.map(Arc::new)))
+}
+
+/// A server that is in no configuration: the TLS its port is known for, no login.
+fn ad_hoc(target: &str, helo: &str) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+    let parsed = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let Some((host, port)) = parsed.filter(|(host, _)| !host.is_empty()) else {
+        let message = format!("{target} is neither a configured upstream nor HOST:PORT");
+        return Err(Failure::new(exit::USAGE, message));
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let tls = match port {
+        465 => TlsMode::Implicit,
+        587 => TlsMode::StartTls,
+        _ => TlsMode::Opportunistic,
+    };
+    let verify = if tls == TlsMode::Opportunistic { Verify::None } else { Verify::Full };
+    Ok((Settings { tls, verify, ..Settings::new("ad-hoc", host, port, helo) }, None))
+}
+
+/// Whom is probed, and how.
+fn head(settings: &Settings, credentials: Option<&Credentials>) -> String {
+    let Settings { name, host, port, tls, verify, .. } = settings;
+    let tls = match tls {
+        TlsMode::None => "none",
+        TlsMode::Opportunistic => "opportunistic",
+        TlsMode::StartTls => "starttls",
+        TlsMode::Implicit => "implicit",
+    };
+    let verify = match verify {
+        Verify::Full => "full",
+        Verify::CaOnly => "ca-only",
+        Verify::Fingerprint(_) => "fingerprint",
+        Verify::None => "none",
+    };
+    let auth = credentials.map_or("none", |c| c.username.as_str());
+    format!("{name}  smtp  {host}:{port}  tls={tls} verify={verify}  auth={auth}")
+}
+
+/// The stages, then the diagnosis and what to do next.
+fn lines(report: &Report) -> Vec<String> {
+    let stage = |s: &crate::upstream::probe::StageReport| {
+        let status = match s.status {
+            Status::Ok => "ok",
+            Status::Fail => "FAIL",
+            Status::Skip => "skip",
+        };
+        let line = format!("  {status:<4}  {:<8}  {:<54}", s.stage.word(), s.detail);
+        match s.status {
+            Status::Skip => line.trim_end().to_owned(),
+            _ => format!("{line}  {:>6}", format!("{} ms", s.duration_ms)),
+        }
+    };
+    let mut lines: Vec<String> = report.stages.iter().map(stage).collect();
+    if let Some(diagnosis) = &report.diagnosis {
+        lines.push(format!("DIAGNOSIS  {}", diagnosis.text));
+        let labels = std::iter::once("DO NEXT  ").chain(std::iter::repeat("         "));
+        lines
+            .extend(diagnosis.next.iter().zip(labels).map(|(next, label)| label.to_owned() + next));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::probe::{Diagnosis, StageReport, Step};
+
+    #[test]
+    fn the_report_is_one_line_a_stage_and_then_what_to_do() {
+        let stage = |stage, status, detail: &str, duration_ms| StageReport {
+            stage,
+            status,
+            detail: detail.into(),
+            duration_ms,
+        };
+        let report = Report {
+            upstream: "core".into(),
+            target: "mail-core-01:587".into(),
+            stages: vec![
+                stage(Step::Dns, Status::Ok, "10.0.0.5", 1),
+                stage(Step::Auth, Status::Fail, "535 5.7.8 authentication failed", 2013),
+                stage(Step::Rcpt, Status::Skip, "needs auth", 0),
+            ],
+            diagnosis: Some(Diagnosis {
+                text: "The path is right.".into(),
+                next: vec!["on mail-core-01:  doveadm auth test".into(), "journalctl".into()],
+            }),
+            exit_code: 28,
+        };
+        let pad = " ".repeat(54 - "10.0.0.5".len());
+        assert_eq!(
+            lines(&report),
+            [
+                format!("  ok    dns       10.0.0.5{pad}    1 ms"),
+                format!("  FAIL  auth      {:<54}  2013 ms", "535 5.7.8 authentication failed"),
+                "  skip  rcpt      needs auth".into(),
+                "DIAGNOSIS  The path is right.".into(),
+                "DO NEXT  on mail-core-01:  doveadm auth test".into(),
+                "         journalctl".into(),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_host_and_port_is_probed_as_its_port_is_known() {
+        for (target, host, port, tls) in [
+            ("mail:25", "mail", 25, TlsMode::Opportunistic),
+            ("mail:587", "mail", 587, TlsMode::StartTls),
+            ("[::1]:465", "::1", 465, TlsMode::Implicit),
+        ] {
+            let (settings, credentials) = ad_hoc(target, "h").unwrap();
+            assert_eq!((settings.host.as_str(), settings.port, settings.tls), (host, port, tls));
+            assert!(credentials.is_none() && !settings.auth_required);
+        }
+        for target in ["core", "mail:", ":25", "mail:smtp", "mail:65536"] {
+            assert_eq!(ad_hoc(target, "h").unwrap_err().code, exit::USAGE, "{target}");
+        }
+    }
+}
