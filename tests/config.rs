@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -187,4 +188,54 @@ fn what_is_printed_is_the_same_configuration_again() {
     let variables: Vec<(&str, &str)> = variables.iter().map(|(k, v)| (k.as_str(), *v)).collect();
     let new = load("tests/config/valid/everything.toml", &variables);
     assert_eq!(new.effective().collect::<Vec<_>>(), old.effective().collect::<Vec<_>>());
+}
+
+/// A configuration with one upstream that logs in and one listener with TLS.
+fn with_files(directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        r#"mynetworks = ["127.0.0.0/8"]
+listener = [{{ name = "in", address = "127.0.0.1:0", tls = "starttls", cert = "{directory}/cert", key = "{directory}/key" }}]
+upstreams.core = {{ type = "smtp", host = "core", port = 587, tls = "starttls", auth = {{ username = "relay", password_file = "$CREDENTIALS_DIRECTORY/password" }} }}
+route = [{{ name = "default", upstreams = ["core"] }}]
+"#
+    )
+}
+
+fn write(path: &Path, text: &str, mode: u32) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn secret_files_are_checked_and_the_password_is_their_first_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = (directory.path().join("cert"), directory.path().join("key"));
+    let password = directory.path().join("password");
+    let one = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    write(&cert, &one.cert.pem(), 0o644);
+    write(&key, &one.signing_key.serialize_pem(), 0o640);
+    write(&password, "hunter2\r\n", 0o400);
+    let variables = environment(&[("CREDENTIALS_DIRECTORY", directory.path().to_str().unwrap())]);
+    let check = || config::parse(Path::new("x.toml"), &with_files(directory.path()), &variables);
+
+    let (good, report) = check().unwrap_or_else(|r| panic!("{r}"));
+    assert_eq!((report.warnings(), report.errors()), (1, 0), "{report}");
+    assert!(report.to_string().contains("listener.in.cert is self-signed"), "{report}");
+    let UpstreamKind::Smtp(core) = &good.upstream("core").unwrap().kind else { panic!("smtp") };
+    let credentials = core.auth.as_ref().unwrap().credentials(3).unwrap();
+    assert_eq!((credentials.username.as_str(), credentials.version), ("relay", 3));
+    assert_eq!(credentials.password.expose(), "hunter2");
+    assert!(!format!("{good:?}").contains("hunter2"));
+
+    write(&key, &other.signing_key.serialize_pem(), 0o640);
+    let report = check().unwrap_err().to_string();
+    assert!(report.contains("listener.in.key and cert do not belong together"), "{report}");
+    write(&key, "no key", 0o604);
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o404)).unwrap();
+    let report = check().unwrap_err().to_string();
+    assert!(report.contains("holds no private key"), "{report}");
+    assert_eq!(report.matches("can be read by everyone").count(), 2, "{report}");
+    assert_eq!(report.matches("chmod o-rwx").count(), 2, "{report}");
 }
