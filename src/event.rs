@@ -176,6 +176,114 @@ impl Dead<'_> {
     }
 }
 
+/// The daemon takes mail.
+#[derive(Debug)]
+pub struct Started<'a> {
+    /// Its version.
+    pub version: &'a str,
+}
+
+impl Started<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        info!(event = "started", version = self.version, "taking mail");
+    }
+}
+
+/// The daemon takes no more mail and finishes what it has begun.
+#[derive(Debug)]
+pub struct Stopping;
+
+impl Stopping {
+    /// Logs it.
+    pub fn emit(&self) {
+        info!(event = "stopping", "taking no more mail, finishing what was begun");
+    }
+}
+
+/// The daemon is done; the spool is closed.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl Stopped {
+    /// Logs it.
+    pub fn emit(&self) {
+        info!(event = "stopped", "stopped");
+    }
+}
+
+/// A reload was asked for.
+#[derive(Debug)]
+pub struct Reloaded<'a> {
+    /// What came of it; after an error the old configuration stays.
+    pub result: &'a Result<String, String>,
+}
+
+impl Reloaded<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        match self.result {
+            Ok(answer) => info!(event = "config", answer, "configuration reloaded"),
+            Err(error) => error!(event = "config", error, "configuration kept: the new one is bad"),
+        }
+    }
+}
+
+/// The configuration is valid and something in it should be looked at.
+pub struct ConfigWarnings<'a> {
+    /// What.
+    pub report: &'a dyn std::fmt::Display,
+}
+
+impl ConfigWarnings<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        warn!(event = "config", report = %self.report, "configuration has warnings");
+    }
+}
+
+/// The login for an upstream cannot be read. Its mail waits.
+pub struct LoginMissing<'a> {
+    /// Of which upstream, and why.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl LoginMissing<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        error!(event = "secret", error = %self.error, "no credentials; mail waits for a reload");
+    }
+}
+
+/// The spool is open.
+#[derive(Debug)]
+pub struct SpoolOpened<'a> {
+    /// Its directory.
+    pub path: &'a std::path::Path,
+    /// Messages in it.
+    pub messages: u64,
+    /// Ranges that could not be read and were set aside.
+    pub damaged: usize,
+    /// Messages whose body is missing; they are held.
+    pub without_body: usize,
+    /// Whether the last, never acknowledged batch was cut off.
+    pub torn_tail: bool,
+}
+
+impl SpoolOpened<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { path, messages, damaged, without_body, torn_tail } = self;
+        let path = path.display();
+        if *damaged > 0 || *without_body > 0 {
+            error!(event = "spool", %path, messages, damaged, without_body, torn_tail,
+                "spool opened with damage; see quarantine/ in it");
+        } else {
+            info!(event = "spool", %path, messages, torn_tail, "spool opened");
+        }
+    }
+}
+
 /// A breaker changed its state.
 #[derive(Debug)]
 pub struct BreakerChanged<'a> {

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    postgate::cli::main(|_config| postgate::cli::exit::UNAVAILABLE.into())
+    postgate::cli::main()
 }

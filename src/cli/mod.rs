@@ -10,6 +10,7 @@ mod format;
 mod out;
 mod probe;
 mod queue;
+mod run;
 mod send;
 mod status;
 
@@ -76,9 +77,8 @@ impl Failure {
     }
 }
 
-/// Reads the command line and does what it says. `run` is the program itself, given the path of its
-/// configuration.
-pub fn main(run: impl FnOnce(&Path) -> ExitCode) -> ExitCode {
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
     let args = match Args::try_parse_from(command_line(std::env::args_os())) {
         Ok(args) => args,
         Err(e) => {
@@ -89,9 +89,6 @@ pub fn main(run: impl FnOnce(&Path) -> ExitCode) -> ExitCode {
         }
     };
     let mut out = Out::new(args.global.quiet);
-    if let Command::Run = args.command {
-        return run(&args.global.config());
-    }
     let done = dispatch(args, &mut out).and_then(|()| out.flush());
     match done {
         Ok(()) => exit::OK.into(),
@@ -118,8 +115,12 @@ fn command_line(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
     let Args { global, command } = args;
-    if let Command::CheckConfig(options) = command {
-        return check_config::check(&global.config(), &options, out);
+    match command {
+        Command::Run => return run::run(&global.config(), out),
+        Command::CheckConfig(options) => {
+            return check_config::check(&global.config(), &options, out);
+        }
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?;

@@ -13,8 +13,9 @@ use super::client::Client;
 use super::out::Out;
 use super::{Failure, exit, format};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Config, ListenerTls};
+use crate::config::{self, Config};
 use crate::mail::{Mailbox, QueueId, QueueState};
+use crate::server::ListenerTls;
 use crate::spool::Entry;
 
 /// How long the server may take for each reply. It answers the last one when the message is safe.

@@ -14,7 +14,6 @@ mod units;
 mod upstream;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +23,10 @@ pub use upstream::{Auth, AuthError, Maildir, Smtp, Source, Upstream, UpstreamKin
 
 use crate::mail::Mailbox;
 use crate::policy::networks::Networks;
+use crate::policy::{Backoff, breaker};
+use crate::server::ListenerSettings;
 use crate::smtp::session::BareNewline;
+use crate::{spool, telemetry};
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
@@ -45,13 +47,13 @@ pub struct Config {
     /// Whom `RCPT TO:<Postmaster>` means.
     pub postmaster: Mailbox,
     /// Where mail comes in. Never empty.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenerSettings>,
     /// What a client may do.
     pub limits: Limits,
     /// What a Received line tells.
     pub received: Received,
     /// The queue on disk.
-    pub spool: Spool,
+    pub spool: spool::Settings,
     /// When a deferred message is tried again.
     pub retry: Retry,
     /// How much is delivered at a time.
@@ -61,43 +63,12 @@ pub struct Config {
     /// Which way messages take. One for now.
     pub routes: Vec<Route>,
     /// When an upstream is given a rest.
-    pub breaker: Breaker,
+    pub breaker: breaker::Settings,
     /// The operator's door.
     pub admin: Admin,
     /// What is logged, and how.
-    pub log: Log,
+    pub log: telemetry::Settings,
     effective: Vec<(String, String)>,
-}
-
-/// Where mail comes in.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Listener {
-    /// Its name in logs.
-    pub name: String,
-    /// What it is bound to.
-    pub address: SocketAddr,
-    /// Whether TLS is offered or spoken.
-    pub tls: ListenerTls,
-}
-
-/// TLS on a listener.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ListenerTls {
-    /// Not offered.
-    None,
-    /// STARTTLS is offered (RFC 3207).
-    StartTls(Certificate),
-    /// The connection begins with the handshake (RFC 8314).
-    Implicit(Certificate),
-}
-
-/// The files of a certificate.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Certificate {
-    /// The chain in PEM, the own certificate first.
-    pub cert: PathBuf,
-    /// The private key in PEM.
-    pub key: PathBuf,
 }
 
 /// What a client may do.
@@ -138,32 +109,11 @@ pub struct Received {
     pub helo: bool,
 }
 
-/// The queue on disk.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Spool {
-    /// Its directory.
-    pub path: PathBuf,
-    /// Octets that stay free on its disk; below, new mail is refused.
-    pub min_free: u64,
-    /// Messages it holds at most.
-    pub max_messages: Option<u64>,
-    /// Octets it holds at most.
-    pub max_bytes: Option<u64>,
-    /// Whether it may lie where it does not survive (tmpfs, an overlay).
-    pub allow_volatile: bool,
-}
-
 /// When a deferred message is tried again.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Retry {
-    /// The first wait.
-    pub initial: Duration,
-    /// What each wait is multiplied with for the next.
-    pub multiplier: f64,
-    /// The longest wait.
-    pub max_interval: Duration,
-    /// The share of a wait that is left to chance, 0 to 0.9.
-    pub jitter: f64,
+    /// The waits between attempts.
+    pub backoff: Backoff,
     /// How long a message is tried.
     pub max_age: Duration,
 }
@@ -186,59 +136,11 @@ pub struct Route {
     pub upstreams: Vec<String>,
 }
 
-/// When an upstream is given a rest.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Breaker {
-    /// So many failures ...
-    pub failures: u32,
-    /// ... within this time open it,
-    pub window: Duration,
-    /// for this long at first,
-    pub open_for: Duration,
-    /// doubling up to this.
-    pub open_max: Duration,
-    /// Messages that are tried before it closes.
-    pub probes: u32,
-}
-
 /// The operator's door.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Admin {
     /// The unix socket.
     pub socket: PathBuf,
-}
-
-/// What is logged, and how.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Log {
-    /// The least severe level.
-    pub level: LogLevel,
-    /// How a line looks.
-    pub format: LogFormat,
-}
-
-/// Severity of log lines.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogLevel {
-    /// What Postgate cannot do.
-    Error,
-    /// What an operator should look at.
-    Warn,
-    /// Each message and delivery.
-    Info,
-    /// Each connection.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// How a log line looks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogFormat {
-    /// One JSON object.
-    Json,
-    /// For human eyes.
-    Text,
 }
 
 /// The environment of this process, as [`load`] wants it. What is not UTF-8 is left out.

@@ -3,18 +3,23 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use tracing_subscriber::filter::LevelFilter;
+
 use super::document::{Place, Table};
 use super::read_upstream::{is_name, upstream};
 use super::section::{Reading, Section, Setting, Size, show_list, similar, words};
 use super::units::{hours, mins, secs};
 use super::{
-    Admin, Breaker, Certificate, Config, DEFAULT_SOCKET, Delivery, Limits, Listener, ListenerTls,
-    Log, LogFormat, LogLevel, Received, Retry, Route, Spool, Upstream, files,
+    Admin, Config, DEFAULT_SOCKET, Delivery, Limits, Received, Retry, Route, Upstream, files,
 };
 use crate::mail::Mailbox;
 use crate::mail::address::is_domain;
 use crate::policy::networks::Networks;
+use crate::policy::{Backoff, breaker};
+use crate::server::{Certificate, ListenerSettings, ListenerTls};
 use crate::smtp::session::BareNewline;
+use crate::spool;
+use crate::telemetry::{self, Format};
 
 /// The longest path of a unix socket, in octets (`sun_path` with its final NUL is 108).
 const SOCKET_PATH_MAX: usize = 107;
@@ -34,7 +39,7 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
     let listeners = listeners(&mut top);
     let limits = limits(top.section("limits"));
     let received = received(top.section("received"));
-    let spool = spool(top.section("spool"));
+    let spool = spool(top.section("spool"), limits.memory);
     let retry = retry(top.section("retry"));
     let delivery = delivery(top.section("delivery"));
     let (names, upstreams) = upstreams(&mut top, &hostname, &listeners);
@@ -51,7 +56,7 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
         limits,
         received,
         spool,
-        retry,
+        retry: retry?,
         delivery,
         upstreams,
         routes,
@@ -127,13 +132,13 @@ fn mynetworks(top: &mut Section<'_>) -> Option<Networks> {
     Some(networks)
 }
 
-fn listeners(top: &mut Section<'_>) -> Vec<Listener> {
+fn listeners(top: &mut Section<'_>) -> Vec<ListenerSettings> {
     let sections = top.sections("listener");
     if !top.has("listener") {
         let cure = "write [[listener]] with name = \"backends\" and address = \"10.0.0.10:25\"";
         top.error("listener", "is missing: mail can come in nowhere", cure);
     }
-    let mut listeners: Vec<Listener> = Vec::new();
+    let mut listeners: Vec<ListenerSettings> = Vec::new();
     for mut section in sections {
         let listener = listener(&mut section);
         if let Some(listener) = listener {
@@ -150,7 +155,7 @@ fn listeners(top: &mut Section<'_>) -> Vec<Listener> {
     listeners
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum TlsMode {
     None,
     StartTls,
@@ -162,7 +167,7 @@ words!(TlsMode {
     "implicit" => Self::Implicit,
 });
 
-fn listener(section: &mut Section<'_>) -> Option<Listener> {
+fn listener(section: &mut Section<'_>) -> Option<ListenerSettings> {
     let name = name(section, "\"backends\"");
     let address: Option<SocketAddr> = section.required("address", "\"10.0.0.10:25\"");
     let mode = section.or("tls", TlsMode::None);
@@ -197,7 +202,7 @@ fn listener(section: &mut Section<'_>) -> Option<Listener> {
             }
         }
     };
-    Some(Listener { name: name?, address: address?, tls: tls? })
+    Some(ListenerSettings { name: name?, address: address?, tls: tls? })
 }
 
 /// The `name` of a listener or route.
@@ -256,37 +261,38 @@ fn received(mut s: Section<'_>) -> Received {
     received
 }
 
-fn spool(mut s: Section<'_>) -> Spool {
-    let spool = Spool {
-        path: s.or("path", PathBuf::from("/var/lib/postgate/spool")),
-        min_free: s.or("min_free", Size(1 << 30)).0,
-        max_messages: s.optional("max_messages"),
-        max_bytes: s.optional("max_bytes").map(|size: Size| size.0),
+fn spool(mut s: Section<'_>, memory: u64) -> spool::Settings {
+    let default = spool::Settings::new(PathBuf::from("/var/lib/postgate/spool"));
+    let max_bytes = s.optional("max_bytes").map_or(default.max_bytes, |size: Size| size.0);
+    let spool = spool::Settings {
+        path: s.or("path", default.path.clone()),
+        min_free: s.or("min_free", Size(default.min_free)).0,
+        max_messages: s.or("max_messages", default.max_messages),
+        max_bytes,
         allow_volatile: s.or("allow_volatile", false),
+        memory,
+        ..default
     };
-    for (key, zero) in
-        [("max_messages", spool.max_messages == Some(0)), ("max_bytes", spool.max_bytes == Some(0))]
-    {
-        if zero {
-            s.error(key, "is 0: every message would be refused", "leave it out for no limit");
+    for (key, limit) in [("max_messages", spool.max_messages), ("max_bytes", spool.max_bytes)] {
+        if limit == 0 {
+            s.error(key, "is 0: every message would be refused", "leave it out for the default");
         }
     }
     s.finish();
     spool
 }
 
-fn retry(mut s: Section<'_>) -> Retry {
-    let retry = Retry {
-        initial: s.within("initial", mins(1), secs(1)..=hours(24)),
-        multiplier: s.within("multiplier", 2.0, 1.0..=10.0),
-        max_interval: s.within("max_interval", hours(1), secs(1)..=hours(24)),
-        jitter: s.within("jitter", 0.2, 0.0..=0.9),
-        max_age: s.within("max_age", hours(48), mins(1)..=hours(24 * 30)),
-    };
-    if retry.initial > retry.max_interval {
+fn retry(mut s: Section<'_>) -> Option<Retry> {
+    let initial = s.within("initial", mins(1), secs(1)..=hours(24));
+    let multiplier = s.within("multiplier", 2.0, 1.0..=10.0);
+    let max_interval = s.within("max_interval", hours(1), secs(1)..=hours(24));
+    let jitter = s.within("jitter", 0.2, 0.0..=0.9);
+    let max_age = s.within("max_age", hours(48), mins(1)..=hours(24 * 30));
+    let backoff = Backoff::try_new(initial, multiplier, max_interval, jitter);
+    if initial > max_interval {
         s.error("initial", "is more than max_interval", "the first wait is the shortest");
     }
-    if retry.initial > retry.max_age {
+    if initial > max_age {
         s.error(
             "max_age",
             "is less than initial",
@@ -294,7 +300,8 @@ fn retry(mut s: Section<'_>) -> Retry {
         );
     }
     s.finish();
-    retry
+    // What it refuses was told above.
+    Some(Retry { backoff: backoff.ok()?, max_age })
 }
 
 fn delivery(mut s: Section<'_>) -> Delivery {
@@ -310,7 +317,7 @@ fn delivery(mut s: Section<'_>) -> Delivery {
 fn upstreams(
     top: &mut Section<'_>,
     hostname: &str,
-    listeners: &[Listener],
+    listeners: &[ListenerSettings],
 ) -> (Vec<String>, Vec<Upstream>) {
     let sections = top.named_sections("upstreams");
     if sections.is_empty() {
@@ -377,13 +384,14 @@ fn route_upstreams(section: &mut Section<'_>, names: &[String]) -> Option<Vec<St
     Some(upstreams)
 }
 
-fn breaker(mut s: Section<'_>) -> Breaker {
-    let breaker = Breaker {
-        failures: s.within("failures", 5, 1..=10_000),
-        window: s.within("window", secs(30), secs(1)..=hours(24)),
-        open_for: s.within("open_for", secs(30), secs(1)..=hours(24)),
-        open_max: s.within("open_max", mins(10), secs(1)..=hours(24)),
-        probes: s.within("probes", 1, 1..=1000),
+fn breaker(mut s: Section<'_>) -> breaker::Settings {
+    let default = breaker::Settings::default();
+    let breaker = breaker::Settings {
+        failures: s.within("failures", default.failures, 1..=10_000),
+        window: s.within("window", default.window, secs(1)..=hours(24)),
+        open_for: s.within("open_for", default.open_for, secs(1)..=hours(24)),
+        open_max: s.within("open_max", default.open_max, secs(1)..=hours(24)),
+        probes: s.within("probes", default.probes, 1..=1000),
     };
     if breaker.open_for > breaker.open_max {
         s.error("open_for", "is more than open_max", "the first rest is the shortest");
@@ -402,17 +410,21 @@ fn admin(mut s: Section<'_>) -> Admin {
     Admin { socket }
 }
 
-fn log(mut s: Section<'_>) -> Log {
-    let log = Log { level: s.or("level", LogLevel::Info), format: s.or("format", LogFormat::Json) };
+fn log(mut s: Section<'_>) -> telemetry::Settings {
+    let default = telemetry::Settings::default();
+    let log = telemetry::Settings {
+        level: s.or("level", default.level),
+        format: s.or("format", default.format),
+    };
     s.finish();
     log
 }
 
-words!(LogLevel {
-    "error" => Self::Error,
-    "warn" => Self::Warn,
-    "info" => Self::Info,
-    "debug" => Self::Debug,
-    "trace" => Self::Trace,
+words!(LevelFilter {
+    "error" => Self::ERROR,
+    "warn" => Self::WARN,
+    "info" => Self::INFO,
+    "debug" => Self::DEBUG,
+    "trace" => Self::TRACE,
 });
-words!(LogFormat { "json" => Self::Json, "text" => Self::Text });
+words!(Format { "json" => Self::Json, "text" => Self::Text });

@@ -6,8 +6,9 @@ use super::document::Node;
 use super::files;
 use super::section::{Fault, Section, Setting, read_word, show_list, words};
 use super::units::{hours, mins, secs};
-use super::{Auth, Listener, Maildir, Smtp, Source, Upstream, UpstreamKind};
+use super::{Auth, Maildir, Smtp, Source, Upstream, UpstreamKind};
 use crate::mail::address::is_domain;
+use crate::server::ListenerSettings;
 use crate::upstream::smtp::{Mechanism, PoolSettings, Settings, Timeouts, TlsMode, Verify};
 
 /// Reads `[upstreams.NAME]`.
@@ -15,7 +16,7 @@ pub(super) fn upstream(
     name: String,
     mut section: Section<'_>,
     hostname: &str,
-    listeners: &[Listener],
+    listeners: &[ListenerSettings],
 ) -> Option<Upstream> {
     if !is_name(&name) {
         let message = format!("upstreams: \"{name}\" is no name");
@@ -46,7 +47,7 @@ fn smtp(
     name: &str,
     section: &mut Section<'_>,
     hostname: &str,
-    listeners: &[Listener],
+    listeners: &[ListenerSettings],
 ) -> Option<Smtp> {
     let host: Option<String> = section.required("host", "\"mail-core-01\"");
     if let Some(host) = host.as_deref()
@@ -127,11 +128,11 @@ fn check_tls(section: &Section<'_>, smtp: &Settings) {
 }
 
 /// An upstream that is one of our own listeners would send every message round for ever.
-fn check_loop(section: &Section<'_>, smtp: &Settings, listeners: &[Listener]) {
+fn check_loop(section: &Section<'_>, smtp: &Settings, listeners: &[ListenerSettings]) {
     let looked_up = smtp.address.is_empty();
     let targets = if looked_up { host_addresses(&smtp.host) } else { smtp.address.clone() };
     let ours = looked_up && smtp.host.eq_ignore_ascii_case(&smtp.helo);
-    let reaches = |listener: &&Listener| {
+    let reaches = |listener: &&ListenerSettings| {
         let bound = listener.address.ip().to_canonical();
         let hit = targets
             .iter()
@@ -238,7 +239,7 @@ fn timeouts(mut section: Section<'_>) -> Timeouts {
     timeouts
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Type {
     Smtp,
     Maildir,

@@ -425,9 +425,7 @@ macro_rules! words {
 
             fn show(&self) -> String {
                 let words = [$(($word, $value)),*];
-                let own = std::mem::discriminant(self);
-                let same = |value: &Self| std::mem::discriminant(value) == own;
-                let word = words.iter().find(|(_, value)| same(value)).map_or("", |(word, _)| word);
+                let word = words.iter().find(|(_, value)| value == self).map_or("", |(word, _)| word);
                 format!("\"{word}\"")
             }
         }

@@ -71,9 +71,10 @@ pub trait Spool: Send + Sync + 'static {
 
     /// Writes down what came of a claim; `Ok` means durable.
     ///
-    /// After an error that is not [`SpoolError::Stale`] the claim still holds: try again, or what was
-    /// delivered will be delivered once more. Fails with `Stale` when the claim is no longer the
-    /// current one: the lease ran out and someone else has it, or an operator deleted the message.
+    /// After an error that is not [`SpoolError::Stale`] the claim still holds: try again, or what
+    /// was delivered will be delivered once more. Fails with `Stale` when the claim is no longer
+    /// the current one: the lease ran out and someone else has it, or an operator deleted the
+    /// message.
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError>;
 
     /// When the next message falls due; `None` when nothing waits for a time.
@@ -98,7 +99,8 @@ pub trait Spool: Send + Sync + 'static {
     /// Does what the operator says to one message; `Ok` means durable.
     async fn act(&self, id: QueueId, action: Action, now: Timestamp) -> Result<(), SpoolError>;
 
-    /// Stops taking work and makes everything durable. Later calls fail with [`SpoolError::Closed`].
+    /// Stops taking work and makes everything durable. Later calls fail with
+    /// [`SpoolError::Closed`].
     async fn close(&self);
 }
 

@@ -1,3 +1,5 @@
+//! The probe against scripted servers.
+
 use super::*;
 use crate::secret::Secret;
 use crate::upstream::smtp::fake::{Do, Fake, Pem, say, self_signed, signed};

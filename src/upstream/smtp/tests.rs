@@ -1,3 +1,5 @@
+//! The smarthost upstream against a scripted server.
+
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};

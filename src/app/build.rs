@@ -1,0 +1,177 @@
+//! From the configuration to each module's own settings. Nothing is decided here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::reload::Live;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Config, UpstreamKind};
+use crate::delivery::{self, Lane};
+use crate::mail::header;
+use crate::policy::Breaker;
+use crate::policy::admission::Limits;
+use crate::secret::Credentials;
+use crate::server::{self, Policy};
+use crate::smtp;
+use crate::spool::Spool;
+use crate::upstream::Upstream;
+use crate::upstream::maildir::{MaildirError, MaildirUpstream};
+use crate::upstream::smtp::{SettingsError, SmtpUpstream};
+
+/// A valid configuration that does not work on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A certificate cannot be used.
+    #[error("{0}")]
+    Tls(#[from] server::TlsError),
+    /// A smarthost's certificate file cannot be used.
+    #[error("upstream {name}: {source}")]
+    Smarthost {
+        /// The upstream's name.
+        name: String,
+        /// Why not.
+        source: SettingsError,
+    },
+    /// A Maildir cannot be made.
+    #[error("upstream {name}: {source}")]
+    Maildir {
+        /// The upstream's name.
+        name: String,
+        /// Why not.
+        source: MaildirError,
+    },
+    /// The credentials cannot be read.
+    #[error("upstream {name}: {source}")]
+    Credentials {
+        /// The upstream's name.
+        name: String,
+        /// Why not.
+        source: config::AuthError,
+    },
+    /// The route leads nowhere; the configuration's check excludes it.
+    #[error("no route names an upstream that exists")]
+    NoRoute,
+}
+
+/// How many octets a message's header may have.
+const HEADER_MAX: usize = 1024 * 1024;
+
+/// How many refused clients are held at once to be told why, in total and for each peer.
+const REFUSED_MAX: Limits = Limits { total: 100, per_peer: 4 };
+
+/// How long a client may take for a TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a closed connection is kept for the client to read the last reply.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Messages handed to a Maildir at once: it is a disk.
+const MAILDIR_CAPACITY: usize = 4;
+
+/// What may come in. The listeners are those of `started`: they cannot be changed while running.
+pub(super) fn policy(config: &Config, started: &Config) -> Result<Policy, BuildError> {
+    let limits = &config.limits;
+    let smtp = smtp::Settings {
+        hostname: config.hostname.clone(),
+        postmaster: config.postmaster.clone(),
+        max_message_size: limits.max_message_size,
+        max_recipients: limits.max_recipients,
+        max_text_line: limits.max_text_line,
+        max_errors: limits.max_errors,
+        max_messages: limits.max_messages_per_connection,
+        command_timeout: limits.command_timeout,
+        data_timeout: limits.data_timeout,
+        bare_newline: limits.bare_newline,
+        starttls: false,
+    };
+    Ok(Policy {
+        smtp: Arc::new(smtp),
+        networks: config.mynetworks.clone(),
+        header: header::Settings {
+            hostname: config.hostname.clone(),
+            max_header: HEADER_MAX,
+            max_hops: limits.max_hops,
+            show_address: config.received.client_address,
+            show_helo: config.received.helo,
+        },
+        limits: Limits { total: limits.max_connections, per_peer: limits.max_connections_per_ip },
+        refused: REFUSED_MAX,
+        tls: server::tls::load(&started.listeners)?,
+        tls_timeout: TLS_TIMEOUT,
+        linger: LINGER,
+    })
+}
+
+/// Where mail goes: the first upstream of the one route.
+pub(super) fn lane(config: &Config, login: Option<Credentials>) -> Result<Lane, BuildError> {
+    let (route, upstream) = destination(config)?;
+    let name = &upstream.name;
+    let (upstream, capacity): (Arc<dyn Upstream>, usize) = match &upstream.kind {
+        UpstreamKind::Smtp(smtp) => {
+            // The login changes with a reload, and a reload makes a new upstream.
+            let (_, login) = watch::channel(login.map(Arc::new));
+            let smarthost = SmtpUpstream::new(smtp.settings.clone(), login)
+                .map_err(|source| BuildError::Smarthost { name: name.clone(), source })?;
+            (Arc::new(smarthost), smtp.settings.pool.max_connections)
+        }
+        UpstreamKind::Maildir(maildir) => {
+            let maildir = MaildirUpstream::new(name, &maildir.path, Arc::new(SystemClock))
+                .map_err(|source| BuildError::Maildir { name: name.clone(), source })?;
+            (Arc::new(maildir), MAILDIR_CAPACITY)
+        }
+    };
+    Ok(Lane::new(route.name.clone(), upstream, capacity, Breaker::new(config.breaker)))
+}
+
+/// The credentials for [`lane`], where it needs some.
+pub(super) fn login(config: &Config) -> Result<Option<Credentials>, BuildError> {
+    let (_, upstream) = destination(config)?;
+    let UpstreamKind::Smtp(smtp) = &upstream.kind else { return Ok(None) };
+    let login = smtp.auth.as_ref().map(|auth| auth.credentials(1)).transpose();
+    login.map_err(|source| BuildError::Credentials { name: upstream.name.clone(), source })
+}
+
+fn destination(config: &Config) -> Result<(&config::Route, &config::Upstream), BuildError> {
+    let route = config.routes.first().ok_or(BuildError::NoRoute)?;
+    let upstream = route.upstreams.first().and_then(|name| config.upstream(name));
+    Ok((route, upstream.ok_or(BuildError::NoRoute)?))
+}
+
+/// How mail is sent.
+pub(super) fn delivery(config: &Config) -> delivery::Settings {
+    delivery::Settings {
+        max_active: config.delivery.max_active,
+        backoff: config.retry.backoff,
+        max_age: config.retry.max_age,
+    }
+}
+
+/// What `postgate status` shows, asked anew each time.
+pub(super) fn status(
+    live: &Live,
+    spool: Arc<dyn Spool>,
+    clock: Arc<dyn Clock>,
+) -> Arc<dyn Fn() -> serde_json::Value + Send + Sync> {
+    let lane = Arc::clone(&live.lane);
+    let hostname = live.config.hostname.clone();
+    let since = clock.wall();
+    Arc::new(move || {
+        let lane = lane.load();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "hostname": hostname,
+            "since": since.rfc3339(),
+            "accepting": spool.refusal().is_none(),
+            "refusal": spool.refusal().map(|e| e.to_string()),
+            "queue": spool.stats(),
+            "upstreams": [{
+                "name": lane.upstream.name(),
+                "route": lane.route,
+                "breaker": lane.state(clock.now()).word(),
+            }],
+        })
+    })
+}

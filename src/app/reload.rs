@@ -1,0 +1,77 @@
+//! What can be changed while running, and the change itself: all of it, or nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::build::{self, BuildError};
+use crate::config::{self, Config};
+use crate::delivery::{self, Lane};
+use crate::event;
+use crate::server::Policy;
+use crate::telemetry::Telemetry;
+
+/// The parts of the daemon that a reload swaps.
+pub(super) struct Live {
+    /// The configuration in effect.
+    pub(super) config: Config,
+    /// Who may send, and what.
+    pub(super) policy: Arc<ArcSwap<Policy>>,
+    /// Where mail goes.
+    pub(super) lane: Arc<ArcSwap<Lane>>,
+    /// How it is sent.
+    pub(super) delivery: Arc<ArcSwap<delivery::Settings>>,
+    /// The configuration the daemon was started with: what cannot be changed is still as it says.
+    started: Config,
+    path: PathBuf,
+    telemetry: Telemetry,
+}
+
+impl Live {
+    pub(super) fn build(
+        path: &Path,
+        config: Config,
+        telemetry: Telemetry,
+    ) -> Result<Self, BuildError> {
+        // Without its login mail is taken all the same; it waits until a reload finds it.
+        let login = build::login(&config).unwrap_or_else(|error| {
+            event::LoginMissing { error: &error }.emit();
+            None
+        });
+        Ok(Self {
+            policy: Arc::new(ArcSwap::from_pointee(build::policy(&config, &config)?)),
+            lane: Arc::new(ArcSwap::from_pointee(build::lane(&config, login)?)),
+            delivery: Arc::new(ArcSwap::from_pointee(build::delivery(&config))),
+            started: config.clone(),
+            config,
+            path: path.into(),
+            telemetry,
+        })
+    }
+
+    /// Reads the configuration again. `Err` says what is wrong with it; the old one then stays.
+    pub(super) fn reload(&mut self) -> Result<String, String> {
+        let (config, warnings) = config::load(&self.path, &config::environment())
+            .map_err(|report| report.to_string())?;
+        let policy = build::policy(&config, &self.started).map_err(|e| e.to_string())?;
+        let login = build::login(&config).map_err(|e| e.to_string())?;
+        let lane = build::lane(&config, login).map_err(|e| e.to_string())?;
+        let delivery = build::delivery(&config);
+        // From here on nothing can fail.
+        self.policy.store(Arc::new(policy));
+        self.lane.store(Arc::new(lane));
+        self.delivery.store(Arc::new(delivery));
+        self.telemetry.set_level(config.log.level);
+        self.config = config;
+        let mut answer = String::from("reloaded");
+        let fixed = self.started.needs_restart(&self.config);
+        if !fixed.is_empty() {
+            answer = format!("{answer}; these take effect at a restart: {}", fixed.join(", "));
+        }
+        if !warnings.problems.is_empty() {
+            answer = format!("{answer}\n{warnings}");
+        }
+        Ok(answer)
+    }
+}
