@@ -6,6 +6,8 @@
 pub mod attempt;
 pub mod lane;
 pub mod scheduler;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
