@@ -1,7 +1,7 @@
 //! The daemon: builds everything from the configuration, starts it, and stops it in order.
 //!
-//! Stopping goes with the flow of the mail: first nothing more is accepted, then what is being
-//! received is finished, then what is being delivered, and last the spool is closed.
+//! Stopping begins nothing more: neither sessions nor attempts. What is being received and what is
+//! being delivered is finished side by side, within one time limit, and last the spool is closed.
 
 mod build;
 mod reload;
@@ -74,11 +74,15 @@ pub fn run(path: &Path, started: impl FnOnce(&Config)) -> Result<(), RunError> {
         .enable_all()
         .build()
         .map_err(system("start the runtime"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let daemon = Daemon::start(path, config, telemetry)?;
         started(&daemon.live.config);
         daemon.serve().await
-    })
+    });
+    // Dropping it would wait for every thread that blocks, as for a name server that is silent.
+    // The spool is closed by now; nothing else is worth that wait.
+    runtime.shutdown_background();
+    result
 }
 
 /// How long requests at the operator's door may take when all else is done.
@@ -182,12 +186,14 @@ impl Daemon {
         };
         systemd::stopping();
         event::Stopping.emit();
+        // Both at once: one after the other they could take twice the time limit, and whoever stops
+        // us kills us meanwhile. What comes in from here on is delivered after the next start.
+        self.halt.cancel();
         self.close.cancel();
         let received = match failed {
             Some(ended) => ended,
             None => (&mut self.receiving).await,
         };
-        self.halt.cancel();
         // A task ends abnormally only by a panic, and a panic ends the process.
         let _ = self.delivering.await;
         self.spool.close().await;

@@ -42,10 +42,10 @@ impl Scheduler {
     /// Runs until `shutdown`, then lets the attempts under way finish for as long as `drain`.
     pub async fn run(self, shutdown: CancellationToken, drain: Duration) {
         let mut attempts = JoinSet::new();
-        loop {
+        while !shutdown.is_cancelled() {
             let pause = self.fill(&mut attempts).await;
             tokio::select! {
-                () = shutdown.cancelled() => break,
+                () = shutdown.cancelled() => {}
                 () = self.spool.wait() => {}
                 Some(_) = attempts.join_next() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -106,5 +106,90 @@ fn until_probe(state: State, now: Instant) -> Duration {
         State::Open { until } => until.saturating_duration_since(now).min(SLEEP_MAX),
         // A probe is under way; its end wakes the scheduler.
         State::Closed | State::HalfOpen => SLEEP_MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, Timestamp};
+    use crate::mail::{
+        Body, BodyKind, Client, EnhancedStatus, Envelope, ForwardPath, Mailbox, Message, Outcome,
+        QueueState, RecipientOutcome, Reply, ReversePath,
+    };
+    use crate::policy::{Backoff, Breaker, breaker};
+    use crate::spool::MemorySpool;
+    use crate::upstream::Upstream;
+
+    /// Takes everything, and stops the scheduler with the first message.
+    struct Taker(CancellationToken);
+
+    #[async_trait::async_trait]
+    impl Upstream for Taker {
+        fn name(&self) -> &'static str {
+            "taker"
+        }
+
+        async fn deliver(&self, envelope: &Envelope, _: &Body, _: Instant) -> Outcome {
+            self.0.cancel();
+            let reply = Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok");
+            Outcome::all(envelope.recipients.len(), &RecipientOutcome::Sent { reply })
+        }
+    }
+
+    async fn spool_with(messages: usize, clock: &Arc<dyn Clock>) -> Arc<dyn Spool> {
+        let spool = MemorySpool::new(Arc::clone(clock));
+        for _ in 0..messages {
+            let draft = spool.draft().await.unwrap();
+            let recipient = ForwardPath(Mailbox::parse(b"a@x.example").unwrap()).into();
+            let envelope = Envelope {
+                reverse_path: ReversePath::Null,
+                recipients: vec![recipient],
+                body: BodyKind::SevenBit,
+                smtputf8: false,
+                ret: None,
+                envid: None,
+            };
+            let address = "192.0.2.1".parse().unwrap();
+            let client = Client { address, helo: "h".into(), listener: "l".into() };
+            let message = Message::new(draft.id(), clock.wall(), client, envelope);
+            draft.commit(message).await.unwrap();
+        }
+        Arc::new(spool)
+    }
+
+    /// The states of `messages` due ones after a run; the first delivered one ends it.
+    async fn states_after(messages: usize, shutdown: CancellationToken) -> Vec<QueueState> {
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(Timestamp::from_millis(1)));
+        let spool = spool_with(messages, &clock).await;
+        let taker = Arc::new(Taker(shutdown.clone()));
+        let breaker = Breaker::new(breaker::Settings::default());
+        let second = Duration::from_secs(1);
+        let backoff = Backoff::try_new(second, 1.0, second, 0.0).unwrap();
+        let scheduler = Scheduler {
+            spool: Arc::clone(&spool),
+            clock,
+            lane: Arc::new(ArcSwap::from_pointee(Lane::new("r".into(), taker, 1, breaker))),
+            settings: Arc::new(ArcSwap::from_pointee(Settings {
+                max_active: 1,
+                backoff,
+                max_age: second,
+            })),
+        };
+        scheduler.run(shutdown, second).await;
+        spool.list(None, 10).await.unwrap().into_iter().map(|entry| entry.state).collect()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_begun_once_it_was_told_to_stop() {
+        let told = CancellationToken::new();
+        told.cancel();
+        assert_eq!(states_after(1, told).await, [QueueState::Incoming]);
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_finished_and_nothing_more() {
+        let left = states_after(3, CancellationToken::new()).await;
+        assert_eq!(left, [QueueState::Incoming; 2]);
     }
 }
