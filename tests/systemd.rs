@@ -6,9 +6,11 @@
     reason = "a test stops at the first thing that is not as it should be"
 )]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 /// Tenths: what `systemd-analyze security` may say at most.
 const EXPOSURE_MAX: &str = "16";
@@ -44,6 +46,23 @@ fn the_service_is_exposed_no_more_than_we_promise() {
     let open = fs::read_to_string(&unit).unwrap().replace("SystemCallFilter=", "# ");
     fs::write(&unit, open).unwrap();
     assert!(!analyze(&unit).status.success(), "the check notices nothing");
+}
+
+#[test]
+fn the_service_is_given_the_time_it_needs_to_start_and_to_stop() {
+    let unit = fs::read_to_string(source("postgate.service")).unwrap();
+    let value = |key: &str| {
+        let lines = || unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        assert_eq!(lines().count(), 1, "{key}");
+        lines().next().unwrap()
+    };
+    assert_eq!((value("TimeoutStartSec"), value("StartLimitIntervalSec")), ("infinity", "0"));
+    let file = Path::new("minimal.toml");
+    let minimal = include_str!("config/valid/minimal.toml");
+    let (config, _) = postgate::config::parse(file, minimal, &BTreeMap::new()).unwrap();
+    // Both drains run side by side; then the spool is closed and the operator's door.
+    let stop = Duration::from_secs(value("TimeoutStopSec").parse().unwrap());
+    assert!(stop >= config.delivery.drain_timeout + Duration::from_secs(10), "{stop:?}");
 }
 
 #[test]
