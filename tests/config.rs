@@ -172,8 +172,9 @@ fn a_reload_tells_which_keys_need_a_restart() {
         ("POSTGATE__LISTENER__V6__ADDRESS", "[::1]:2526"),
         ("POSTGATE__SPOOL__PATH", "/elsewhere"),
         ("POSTGATE__ADMIN__SOCKET", "/elsewhere.sock"),
+        ("POSTGATE__DELIVERY__DRAIN_TIMEOUT", "7s"),
     ];
-    let keys = ["admin.socket", "listener.v6.address", "spool.path"];
+    let keys = ["admin.socket", "delivery.drain_timeout", "listener.v6.address", "spool.path"];
     assert_eq!(old.needs_restart(&load(file, &fixed)), keys);
 }
 

@@ -35,7 +35,8 @@ pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
 pub const DEFAULT_SOCKET: &str = "/run/postgate/admin.sock";
 
 /// Keys that are read once, at the start: the beginnings of their names.
-const FIXED: [&str; 5] = ["listener.", "spool.", "limits.memory", "admin.", "log.format"];
+const FIXED: [&str; 6] =
+    ["listener.", "spool.", "limits.memory", "delivery.drain_timeout", "admin.", "log.format"];
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -188,7 +189,8 @@ impl Config {
     }
 
     /// The keys that differ in `new` and take effect only at a restart: listeners, the spool, the
-    /// admin socket, the log's format and the memory limit. Everything else can be reloaded.
+    /// admin socket, the log's format, the memory limit and the drain's time limit. Everything else
+    /// can be reloaded.
     pub fn needs_restart(&self, new: &Self) -> Vec<String> {
         let old: BTreeMap<&str, &str> = self.effective().collect();
         let new: BTreeMap<&str, &str> = new.effective().collect();
