@@ -156,13 +156,13 @@ pub(super) fn status(
     clock: Arc<dyn Clock>,
 ) -> Arc<dyn Fn() -> serde_json::Value + Send + Sync> {
     let lane = Arc::clone(&live.lane);
-    let hostname = live.config.hostname.clone();
+    let policy = Arc::clone(&live.policy);
     let since = clock.wall();
     Arc::new(move || {
         let lane = lane.load();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "hostname": hostname,
+            "hostname": policy.load().smtp.hostname,
             "since": since.rfc3339(),
             "accepting": spool.refusal().is_none(),
             "refusal": spool.refusal().map(|e| e.to_string()),
