@@ -138,6 +138,7 @@ impl Daemon {
             clock: Arc::clone(&clock),
             lane: Arc::clone(&live.lane),
             settings: Arc::clone(&live.delivery),
+            reloaded: Arc::clone(&live.reloaded),
         };
         let delivering = tokio::spawn(scheduler.run(halt.clone(), drain));
         let (reload, reloads) = mpsc::channel(1);

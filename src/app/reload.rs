@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use super::build::{self, BuildError};
 use crate::config::{self, Config};
@@ -22,6 +23,8 @@ pub(super) struct Live {
     pub(super) lane: Arc<ArcSwap<Lane>>,
     /// How it is sent.
     pub(super) delivery: Arc<ArcSwap<delivery::Settings>>,
+    /// Wakes who sends it, after a swap.
+    pub(super) reloaded: Arc<Notify>,
     /// The configuration the daemon was started with: what cannot be changed is still as it says.
     started: Config,
     path: PathBuf,
@@ -43,6 +46,7 @@ impl Live {
             policy: Arc::new(ArcSwap::from_pointee(build::policy(&config, &config)?)),
             lane: Arc::new(ArcSwap::from_pointee(build::lane(&config, login)?)),
             delivery: Arc::new(ArcSwap::from_pointee(build::delivery(&config))),
+            reloaded: Arc::default(),
             started: config.clone(),
             config,
             path: path.into(),
@@ -62,6 +66,7 @@ impl Live {
         self.policy.store(Arc::new(policy));
         self.lane.store(Arc::new(lane));
         self.delivery.store(Arc::new(delivery));
+        self.reloaded.notify_one();
         self.telemetry.set_level(config.log.level);
         self.config = config;
         let mut answer = String::from("reloaded");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,8 @@ pub struct Scheduler {
     pub lane: Arc<ArcSwap<Lane>>,
     /// How; swapped by a reload.
     pub settings: Arc<ArcSwap<Settings>>,
+    /// Told after a swap: the old lane may have been resting, and the new one is not.
+    pub reloaded: Arc<Notify>,
 }
 
 impl Scheduler {
@@ -47,6 +50,7 @@ impl Scheduler {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = self.spool.wait() => {}
+                () = self.reloaded.notified() => {}
                 Some(_) = attempts.join_next() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -158,11 +162,14 @@ mod tests {
         Arc::new(spool)
     }
 
-    /// The states of `messages` due ones after a run; the first delivered one ends it.
-    async fn states_after(messages: usize, shutdown: CancellationToken) -> Vec<QueueState> {
+    /// A scheduler with `messages` due ones, and its spool.
+    async fn scheduler(
+        messages: usize,
+        shutdown: CancellationToken,
+    ) -> (Scheduler, Arc<dyn Spool>) {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(Timestamp::from_millis(1)));
         let spool = spool_with(messages, &clock).await;
-        let taker = Arc::new(Taker(shutdown.clone()));
+        let taker = Arc::new(Taker(shutdown));
         let breaker = Breaker::new(breaker::Settings::default());
         let second = Duration::from_secs(1);
         let backoff = Backoff::try_new(second, 1.0, second, 0.0).unwrap();
@@ -175,8 +182,15 @@ mod tests {
                 backoff,
                 max_age: second,
             })),
+            reloaded: Arc::default(),
         };
-        scheduler.run(shutdown, second).await;
+        (scheduler, spool)
+    }
+
+    /// The states of `messages` due ones after a run; the first delivered one ends it.
+    async fn states_after(messages: usize, shutdown: CancellationToken) -> Vec<QueueState> {
+        let (scheduler, spool) = scheduler(messages, shutdown.clone()).await;
+        scheduler.run(shutdown, Duration::from_secs(1)).await;
         spool.list(None, 10).await.unwrap().into_iter().map(|entry| entry.state).collect()
     }
 
@@ -185,6 +199,25 @@ mod tests {
         let told = CancellationToken::new();
         told.cancel();
         assert_eq!(states_after(1, told).await, [QueueState::Incoming]);
+    }
+
+    #[tokio::test]
+    async fn a_reload_wakes_it_though_the_old_lane_rests() {
+        let told = CancellationToken::new();
+        let (scheduler, spool) = scheduler(1, told.clone()).await;
+        let (lane, reloaded) = (Arc::clone(&scheduler.lane), Arc::clone(&scheduler.reloaded));
+        let mut resting = Breaker::new(breaker::Settings { failures: 1, ..Default::default() });
+        resting.failed(scheduler.clock.now());
+        let fresh = lane.load_full();
+        lane.store(Arc::new(Lane::new("r".into(), Arc::clone(&fresh.upstream), 1, resting)));
+        let run = tokio::spawn(scheduler.run(told, Duration::from_secs(1)));
+        // On one thread: the scheduler has looked and waits when this goes on.
+        tokio::task::yield_now().await;
+        assert_eq!(spool.stats().incoming, 1);
+        lane.store(fresh);
+        reloaded.notify_one();
+        tokio::time::timeout(SLEEP_MAX / 2, run).await.unwrap().unwrap();
+        assert_eq!(spool.stats().messages(), 0);
     }
 
     #[tokio::test]

@@ -184,6 +184,7 @@ impl World {
             clock: Arc::clone(&self.clock) as _,
             lane: Arc::new(ArcSwap::from_pointee(lane)),
             settings: Arc::new(ArcSwap::from_pointee(settings)),
+            reloaded: Arc::default(),
         };
         tokio::spawn(scheduler.run(self.stop.clone(), SECOND * 10))
     }
