@@ -235,16 +235,18 @@ impl Drop for Sink {
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut number = 0;
     for stream in listener.incoming() {
         if shared.stopping.load(Ordering::SeqCst) {
             return;
         }
         let Ok(stream) = stream else { continue };
-        number += 1;
         let kept = stream.try_clone().unwrap();
+        let mut number = 0;
         shared.change(|state| {
+            // Never used again, also not after the sink was down: what is left of an old connection
+            // ends that one.
             state.connections += 1;
+            number = state.connections;
             state.open.insert(number, kept);
         });
         let shared = Arc::clone(shared);
