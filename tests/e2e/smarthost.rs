@@ -33,6 +33,8 @@ fn mail_waits_while_postfix_restarts() {
     let gate = Gate::start(&Settings::postfix_plain(&postfix));
     send(&gate, "before");
     sink.wait_for("before@test", PATIENCE);
+    // Killed before it notes what it has sent, Postfix sends again.
+    eventually(PATIENCE, "Postfix is done", || postfix.log().contains(": removed").then_some(()));
     postfix.go_down();
     let id = send(&gate, "during");
     wait_deferred(&gate, &id);
@@ -40,6 +42,33 @@ fn mail_waits_while_postfix_restarts() {
     sink.wait_for("during@test", PATIENCE);
     gate.wait_empty(PATIENCE);
     assert!(sink.counts().values().all(|n| *n == 1), "{:?}", sink.counts());
+}
+
+#[test]
+fn a_smarthost_that_keeps_failing_rests_and_no_message_is_blamed_meanwhile() {
+    let mut sink = Sink::down();
+    let settings = Settings {
+        breaker: "failures = 5\nopen_for = \"1s\"\nopen_max = \"2s\"",
+        ..Settings::plain(sink.address)
+    };
+    let gate = Gate::start(&settings);
+    for n in 0..5 {
+        send(&gate, &format!("fails-{n}"));
+    }
+    let opened = gate.wait_event("breaker", |e| e["to"] == "open");
+    assert!(opened["reason"].as_str().unwrap().contains("connect"), "{opened}");
+    let waiting: Vec<_> = (0..20).map(|n| send(&gate, &format!("waits-{n}"))).collect();
+    let probes = || gate.events("delivery").len();
+    let before = probes();
+    eventually(PATIENCE, "two probes", || (probes() >= before + 2).then_some(()));
+    let tried = |id: &String| gate.events("delivery").iter().any(|e| e["queue_id"] == id.as_str());
+    let untried = waiting.iter().filter(|id| !tried(id)).count();
+    assert!(untried >= 15, "only {untried} of 20 were left alone while it rested");
+    sink.up();
+    sink.wait_count(25, PATIENCE);
+    gate.wait_empty(PATIENCE);
+    assert!(sink.counts().values().all(|n| *n == 1), "{:?}", sink.counts());
+    gate.wait_event("breaker", |e| e["to"] == "closed");
 }
 
 #[test]
@@ -153,12 +182,15 @@ fn many_messages_share_a_few_connections() {
     assert!(sink.connections() <= 20, "{} connections", sink.connections());
 }
 
-/// One message for each stage: the fault strikes once, the queue shows it, the message arrives.
+/// One message for each stage: the fault strikes, the queue shows it, the message arrives.
 fn each_stage(name: &str, stages: Vec<Stage>, act: impl Fn(Stage) -> Act) {
-    let sink = Sink::start();
+    let mut sink = Sink::start();
     let gate = Gate::start(&Settings::plain(sink.address));
     for stage in stages {
         let id = format!("{name}-{stage:?}");
+        // A connection that is kept from the stage before is past its greeting; it is found dead.
+        sink.go_down();
+        sink.up();
         let struck = sink.struck();
         // Until it is seen in the queue.
         sink.fail(&[Fault::always(stage, act(stage))]);

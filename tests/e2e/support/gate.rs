@@ -30,6 +30,8 @@ pub struct Settings<'a> {
     pub limits: &'a str,
     /// Lines of `[retry]`.
     pub retry: &'static str,
+    /// Lines of `[breaker]`.
+    pub breaker: &'static str,
     /// Whole sections.
     pub more: &'static str,
 }
@@ -49,6 +51,8 @@ impl Settings<'_> {
             ),
             limits: "",
             retry: "initial = \"1s\"\nmax_interval = \"1s\"\njitter = 0.0\nmax_age = \"1h\"",
+            // Never opens.
+            breaker: "failures = 10000",
             more: "",
         }
     }
@@ -75,7 +79,7 @@ impl Settings<'_> {
     }
 
     fn toml(&self, dir: &Path, port: u16) -> String {
-        let Self { mynetworks, listen, listener, upstream, limits, retry, more } = self;
+        let Self { mynetworks, listen, listener, upstream, limits, retry, breaker, more } = self;
         format!(
             "hostname = \"gate.example.test\"
 mynetworks = {mynetworks:?}
@@ -107,7 +111,7 @@ upstreams = [\"core\"]
 drain_timeout = \"3s\"
 
 [breaker]
-failures = 10000
+{breaker}
 
 [admin]
 socket = {socket:?}
@@ -178,20 +182,34 @@ impl Gate {
     /// Starts it and waits until it greets.
     #[track_caller]
     pub fn up(&mut self) {
-        let mut command = Command::new(BINARY);
-        command.arg("-c").arg(self.config()).arg("run");
-        self.run(&command);
+        self.up_with(&[]);
     }
 
-    /// Starts it by another command and waits until it greets.
     #[track_caller]
-    pub fn run(&mut self, command: &Command) {
+    fn run(&mut self, command: &Command) {
         let mut part = Part::spawn(command, "KILL", &self.log_file());
         eventually(PATIENCE, "a greeting", || {
             assert!(part.is_running(), "postgate ended: {}", self.log());
             TcpStream::connect(self.address).ok()
         });
         self.part = Some(part);
+    }
+
+    /// Starts it as systemd does at the first connection: the listening socket is handed over.
+    #[track_caller]
+    pub fn activate(&mut self, listen: &str) {
+        let mut activate = Command::new("systemd-socket-activate");
+        activate.arg("--fdname=test").arg(format!("--listen={listen}"));
+        activate.args([BINARY, "-c"]).arg(self.config()).arg("run");
+        self.run(&activate);
+    }
+
+    /// Starts it with more in its environment.
+    #[track_caller]
+    pub fn up_with(&mut self, environment: &[(&str, &str)]) {
+        let mut command = Command::new(BINARY);
+        command.arg("-c").arg(self.config()).arg("run").envs(environment.iter().copied());
+        self.run(&command);
     }
 
     /// As a crash would.
