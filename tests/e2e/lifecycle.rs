@@ -1,6 +1,6 @@
 //! Start, reload, stop, and sockets that systemd holds.
 
-use std::process::Command;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use crate::support::client::Client;
@@ -8,8 +8,6 @@ use crate::support::gate::{Gate, Settings};
 use crate::support::mail::message;
 use crate::support::sink::{Act, Fault, Sink, Stage};
 use crate::support::{PATIENCE, eventually};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_postgate");
 
 #[test]
 fn sigterm_finishes_what_is_being_delivered_and_keeps_the_rest() {
@@ -73,13 +71,71 @@ fn sighup_takes_a_good_configuration_and_keeps_the_old_one_when_it_is_bad() {
 
     gate.configure(&Settings { mynetworks: vec!["127.0.0.0/33"], ..settings.clone() });
     gate.hup();
-    gate.wait_event("config", |e| e["level"] != "INFO");
+    let kept = gate.wait_event("config", |e| e["level"] != "INFO");
+    assert!(kept["error"].as_str().unwrap().contains("127.0.0.0/33"), "{kept}");
+    assert_eq!(stranger(), 554);
     Client::hello(gate.address).send("a@b.test", &["c@d.test"], &message("old"));
     sink.wait_for("old@test", PATIENCE);
 
     gate.configure(&Settings { mynetworks: vec!["127.0.0.0/8"], ..settings });
     gate.hup();
     eventually(PATIENCE, "the new mynetworks", || (stranger() == 220).then_some(()));
+}
+
+#[test]
+fn reload_tells_what_came_of_it_and_mail_goes_where_the_new_configuration_says() {
+    let (sink, other) = (Sink::start(), Sink::start());
+    let settings = Settings::plain(sink.address);
+    let gate = Gate::start(&settings);
+    let send = |id: &str| {
+        Client::hello(gate.address).send("a@b.test", &["c@d.test"], &message(id));
+    };
+    gate.configure(&Settings { more: "[spol]\n", ..settings.clone() });
+    let socket = gate.dir.path().join("admin.sock");
+    let said = gate.cli(&["--socket", socket.to_str().unwrap(), "reload"]).expect_code(78).stderr;
+    assert!(said.contains("spol"), "{said}");
+    send("kept");
+    sink.wait_for("kept@test", PATIENCE);
+
+    gate.configure(&Settings { mynetworks: vec!["127.0.0.0/8"], ..Settings::plain(other.address) });
+    let said = gate.cli(&["reload"]).expect_code(0);
+    assert!(format!("{}{}", said.stdout, said.stderr).contains("reloaded"), "{said:?}");
+    send("moved");
+    other.wait_for("moved@test", PATIENCE);
+    assert_eq!(sink.accepted().len(), 1);
+    let stranger = Client::connect_from("127.0.0.66".parse().unwrap(), gate.address);
+    assert_eq!(stranger.greeting.code, 220);
+}
+
+#[test]
+fn systemd_is_told_of_start_reload_stop_and_that_it_is_alive() {
+    let sink = Sink::start();
+    let mut gate = Gate::stopped(&Settings::plain(sink.address));
+    let path = gate.dir.path().join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(PATIENCE)).unwrap();
+    let wait = |wanted: &str| {
+        let mut buffer = [0; 1024];
+        loop {
+            let n = systemd.recv(&mut buffer).unwrap_or_else(|e| panic!("no {wanted}: {e}"));
+            let said = String::from_utf8_lossy(&buffer[..n]);
+            if said.lines().any(|line| line == wanted) {
+                return;
+            }
+        }
+    };
+    let path = path.to_str().unwrap();
+    gate.up_with(&[("NOTIFY_SOCKET", path), ("WATCHDOG_USEC", "200000")]);
+    wait("READY=1");
+    wait("WATCHDOG=1");
+    wait("WATCHDOG=1");
+    gate.hup();
+    wait("RELOADING=1");
+    wait("READY=1");
+    wait("WATCHDOG=1");
+    gate.term();
+    wait("STOPPING=1");
+    assert!(gate.ended(PATIENCE).success());
 }
 
 #[test]
@@ -104,10 +160,7 @@ fn a_bad_configuration_is_told_with_its_places_and_exit_78() {
 fn systemd_may_hold_the_socket_while_nothing_runs() {
     let sink = Sink::start();
     let mut gate = Gate::stopped(&Settings::plain(sink.address));
-    let mut activate = Command::new("systemd-socket-activate");
-    activate.arg("--fdname=test").arg(format!("--listen={}", gate.address));
-    activate.args([BINARY, "-c"]).arg(gate.config()).arg("run");
-    gate.run(&activate);
+    gate.activate(&gate.address.to_string());
     Client::hello(gate.address).send("a@b.test", &["c@d.test"], &message("activated"));
     sink.wait_for("activated@test", PATIENCE);
     gate.term();
