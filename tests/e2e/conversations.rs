@@ -25,6 +25,12 @@ const ASSUMED: [(&str, &str); 4] = [
 ];
 const SIZE_THERE: &str = "SIZE 10000";
 const SIZE_HERE: &str = "SIZE 65536";
+/// One octet more, as a client announces it.
+const TOO_LARGE_THERE: &[u8] = b"SIZE=10001\r\n";
+const TOO_LARGE_HERE: &[u8] = b"SIZE=65537\r\n";
+/// The first id in memory; on disk they follow the clock.
+const ID_THERE: &str = "queued as 0000000000001";
+const ID_HERE: &str = "queued as *";
 /// The client that is refused, there and here.
 const STRANGER_THERE: &str = "192.0.2.1";
 const STRANGER_HERE: &str = "127.0.0.66";
@@ -98,12 +104,21 @@ fn limits(settings: &[(String, String)]) -> Option<String> {
     }))
 }
 
-/// The conversation with our address and size.
+/// The conversation with our address, size and queue ids.
 fn here(mut conversation: Conversation) -> Conversation {
     for event in &mut conversation.events {
-        if let Event::Server(pattern) = event {
-            let text = pattern.text.replace(SIZE_THERE, SIZE_HERE);
-            pattern.text = text.replace(STRANGER_THERE, STRANGER_HERE);
+        match event {
+            Event::Server(pattern) => {
+                let text = pattern.text.replace(SIZE_THERE, SIZE_HERE);
+                let text = text.replace(STRANGER_THERE, STRANGER_HERE);
+                pattern.wild |= text.contains(ID_THERE);
+                pattern.text = text.replace(ID_THERE, ID_HERE);
+            }
+            Event::Client(octets) if octets.ends_with(TOO_LARGE_THERE) => {
+                octets.truncate(octets.len() - TOO_LARGE_THERE.len());
+                octets.extend_from_slice(TOO_LARGE_HERE);
+            }
+            _ => {}
         }
     }
     conversation
