@@ -137,7 +137,7 @@ pub(super) struct Probe {
     /// Also ask whether this recipient would be accepted
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mailbox)]
     pub(super) rcpt: Option<Mailbox>,
-    /// The sender to ask with [default: <>]
+    /// The sender to ask with [default: the null one]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_mailbox, requires = "rcpt")]
     pub(super) from: Option<Mailbox>,
 }
