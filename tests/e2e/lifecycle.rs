@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use crate::support::client::Client;
+use crate::support::client::{Client, stuffed};
 use crate::support::gate::{Gate, Settings};
 use crate::support::mail::message;
 use crate::support::sink::{Act, Fault, Sink, Stage};
@@ -56,6 +56,26 @@ fn sigterm_does_not_wait_for_a_smarthost_that_never_answers() {
     gate.up();
     sink.wait_count(5, PATIENCE);
     assert!(sink.counts().values().all(|n| *n == 1), "{:?}", sink.counts());
+}
+
+#[test]
+fn what_comes_in_while_stopping_is_kept_for_the_next_start() {
+    let sink = Sink::start();
+    let mut gate = Gate::start(&Settings::plain(sink.address));
+    let mut client = Client::hello(gate.address);
+    client.envelope("a@example.test", &["b@example.test"]);
+    client.command("DATA").expect(354);
+    gate.term();
+    gate.wait_event("stopping", |_| true);
+    // The transaction may finish, and the 250 is a debt as any other.
+    client.write(&stuffed(&message("last"))).unwrap();
+    client.reply().unwrap().expect(250);
+    assert!(gate.ended(PATIENCE).success());
+    assert_eq!(sink.connections(), 0, "an attempt was started while stopping");
+    gate.up();
+    sink.wait_for("last@test", PATIENCE);
+    gate.wait_empty(PATIENCE);
+    assert_eq!(sink.counts()["last@test"], 1);
 }
 
 #[test]
