@@ -243,6 +243,22 @@ async fn a_success_that_came_before_the_dot_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_came_before_the_dot_is_a_verdict_about_the_content() {
+    for (wire, bounces, blame) in [
+        ("552 5.3.4 too big\r\n", true, Blame::Message),
+        ("451 4.6.0 not now\r\n", false, Blame::Message),
+        ("421 4.3.2 closing\r\n", false, Blame::Upstream),
+    ] {
+        let data = Do::Close(format!("354 go\r\n{wire}"));
+        let fake = Fake::start(&[]).await.on("DATA", data);
+        let got = send_one(fake.settings()).await;
+        assert_eq!(matches!(got, RecipientOutcome::Bounced(_)), bounces, "{wire}");
+        let failure = got.failure().unwrap();
+        assert_eq!((failure.stage, failure.blame), (Stage::Data, blame), "{wire}");
+    }
+}
+
+#[tokio::test]
 async fn a_421_at_mail_is_the_upstreams_fault() {
     let fake = Fake::start(ALL).await.on("MAIL", Do::Close("421 4.3.2 closing\r\n".into()));
     let got = send_one(fake.settings()).await;

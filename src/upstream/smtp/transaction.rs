@@ -65,6 +65,7 @@ pub(crate) async fn transact(
         timeouts,
         verdicts,
         mail_refused: false,
+        open: false,
         content_sent: false,
     };
     let end = transaction.run().await;
@@ -130,6 +131,8 @@ struct Transaction<'a> {
     /// `None` as long as a recipient is not refused.
     verdicts: Vec<Option<RecipientOutcome>>,
     mail_refused: bool,
+    /// Whether the upstream waits for content, or has begun to take it.
+    open: bool,
     content_sent: bool,
 }
 
@@ -140,6 +143,7 @@ impl Transaction<'_> {
             return Ok(None);
         }
         if self.accepted() {
+            self.open = true;
             return self.content().await.map(Some);
         }
         // The upstream opened the data although it refused every recipient (RFC 2920 section 3.1):
@@ -236,7 +240,11 @@ impl Transaction<'_> {
             }
             self.content_sent = true;
             let sent = self.connection.dialogue.send(&out, limit).await;
-            sent.map_err(|c| c.at(Stage::Data))?;
+            if let Err(cause) = sent {
+                // It may have told why before it hung up.
+                let told = self.connection.dialogue.quiet().err().filter(|c| c.reply().is_some());
+                return Err(told.unwrap_or(cause).at(Stage::Data).into());
+            }
             out.clear();
         }
         // A reply that is there before the dot is not the reply to the dot.
@@ -270,7 +278,13 @@ impl Transaction<'_> {
             }
             Ok(None) => {}
             Err(Break { problem, handoff }) => {
-                self.decide(&lost(&problem, handoff));
+                self.decide(&match &problem.cause {
+                    // Said of the content, before all of it was there.
+                    Cause::Refused(reply) if self.open && !is_farewell(reply) => {
+                        refusal(Stage::Data, reply)
+                    }
+                    _ => lost(&problem, handoff),
+                });
                 let stale = !self.content_sent && problem.stage != Stage::Storage;
                 condition = if stale { Condition::Stale } else { Condition::Broken };
             }
