@@ -291,7 +291,7 @@ pub struct BreakerChanged<'a> {
     pub upstream: &'a str,
     /// Its new state: closed, open or half-open.
     pub to: &'a str,
-    /// The failure that opened it.
+    /// The failure that opened it; `None` when it did not open.
     pub reason: Option<&'a Failure>,
 }
 
@@ -299,8 +299,11 @@ impl BreakerChanged<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let Self { upstream, to, reason } = self;
-        let reason = reason.map(ToString::to_string).unwrap_or_default();
-        warn!(event = "breaker", upstream, to, reason, "breaker changed");
+        if let Some(reason) = reason {
+            warn!(event = "breaker", upstream, to, %reason, "upstream failed; breaker opened");
+        } else {
+            info!(event = "breaker", upstream, to, "breaker changed");
+        }
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::io::{self, IsTerminal};
 
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
+
+/// Lines that wait for a slow reader; of about a kilobyte each.
+const LINES_MAX: usize = 8192;
 
 /// How lines are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,7 +40,8 @@ impl Default for Settings {
 /// Keeps logging alive; dropping it writes out what is left.
 pub struct Telemetry {
     filter: reload::Handle<Targets, Registry>,
-    _writer: tracing_appender::non_blocking::WorkerGuard,
+    dropped: ErrorCounter,
+    _writer: WorkerGuard,
 }
 
 /// Starts logging to standard error, once for the process.
@@ -44,7 +49,9 @@ pub struct Telemetry {
 /// A reader that stalls does not stall mail: lines are handed to a writer thread through a bounded
 /// queue and the newest are dropped when it is full.
 pub fn start(settings: Settings) -> Telemetry {
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).finish(io::stderr());
+    let dropped = writer.error_counter();
     let (filter, handle) = reload::Layer::new(targets(settings.level));
     let lines = tracing_subscriber::fmt::layer().with_span_events(FmtSpan::NONE).with_target(false);
     let lines = match settings.format {
@@ -55,10 +62,15 @@ pub fn start(settings: Settings) -> Telemetry {
     };
     // A second start in one process (tests) keeps the first subscriber.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-    Telemetry { filter: handle, _writer: guard }
+    Telemetry { filter: handle, dropped, _writer: guard }
 }
 
 impl Telemetry {
+    /// A counter of the lines that were dropped because the reader of the log was too slow.
+    pub fn dropped(&self) -> ErrorCounter {
+        self.dropped.clone()
+    }
+
     /// Changes the level.
     pub fn set_level(&self, level: LevelFilter) {
         // It fails only when the subscriber is gone, and then nothing logs.

@@ -157,6 +157,7 @@ pub(super) fn status(
 ) -> Arc<dyn Fn() -> serde_json::Value + Send + Sync> {
     let lane = Arc::clone(&live.lane);
     let policy = Arc::clone(&live.policy);
+    let dropped = live.telemetry.dropped();
     let since = clock.wall();
     Arc::new(move || {
         let lane = lane.load();
@@ -167,6 +168,7 @@ pub(super) fn status(
             "accepting": spool.refusal().is_none(),
             "refusal": spool.refusal().map(|e| e.to_string()),
             "queue": spool.stats(),
+            "log_lines_dropped": dropped.dropped_lines(),
             "upstreams": [{
                 "name": lane.upstream.name(),
                 "route": lane.route,

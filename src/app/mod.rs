@@ -26,6 +26,7 @@ use crate::server;
 use crate::spool::{SegmentLog, Spool};
 use crate::telemetry;
 
+pub use self::build::BuildError;
 use self::reload::Live;
 
 /// Why the daemon did not start, or stopped by itself.

@@ -28,7 +28,7 @@ pub(super) struct Live {
     /// The configuration the daemon was started with: what cannot be changed is still as it says.
     started: Config,
     path: PathBuf,
-    telemetry: Telemetry,
+    pub(super) telemetry: Telemetry,
 }
 
 impl Live {

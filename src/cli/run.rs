@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::out::Out;
 use super::{Failure, exit};
-use crate::app::{self, RunError};
+use crate::app::{self, BuildError, RunError};
 use crate::config::Config;
 use crate::server::ListenerTls;
 use crate::telemetry::Format;
@@ -18,8 +18,12 @@ pub(super) fn run(path: &Path, out: &Out) -> Result<(), Failure> {
     };
     app::run(path, started).map_err(|error| {
         let code = match &error {
+            RunError::Bind(_)
+            | RunError::Admin(_)
+            | RunError::Spool(_)
+            // The disk may be well again at the next start.
+            | RunError::Build(BuildError::Maildir { .. }) => exit::UNAVAILABLE,
             RunError::Config(_) | RunError::Build(_) => exit::CONFIG,
-            RunError::Bind(_) | RunError::Admin(_) | RunError::Spool(_) => exit::UNAVAILABLE,
             RunError::System { .. } => exit::SOFTWARE,
         };
         Failure::new(code, error.to_string())

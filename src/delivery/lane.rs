@@ -49,6 +49,15 @@ impl Lane {
         (0..unused).for_each(|_| breaker.withdrawn());
     }
 
+    /// Notes that admitted attempts start.
+    pub(super) fn started(&self, now: Instant) {
+        let state = self.state(now);
+        if state == State::HalfOpen {
+            let upstream = self.upstream.name();
+            event::BreakerChanged { upstream, to: state.word(), reason: None }.emit();
+        }
+    }
+
     /// Tells the breaker what came of an attempt.
     pub(super) fn heard(&self, outcome: &Outcome, now: Instant) {
         let mut breaker = self.breaker();

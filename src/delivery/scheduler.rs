@@ -86,6 +86,9 @@ impl Scheduler {
         };
         lane.withdraw(admitted.saturating_sub(claims.len()));
         let pause = if claims.len() < admitted { self.until_due().max(TICK) } else { SLEEP_MAX };
+        if !claims.is_empty() {
+            lane.started(now);
+        }
         for claim in claims {
             let attempt = Attempt {
                 spool: Arc::clone(&self.spool),

@@ -99,7 +99,8 @@ pub struct Failure {
     pub reply: Option<Reply>,
     /// The status for reports and logs; the reply's own where it has one.
     pub status: EnhancedStatus,
-    /// One line for the operator.
+    /// One line for the operator; empty where the reply says it all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn refusal(stage: Stage, reply: &Reply) -> RecipientOutcome {
         handoff: Handoff::NotSent,
         reply: Some(brief(reply)),
         status: reply.status().unwrap_or_else(|| EnhancedStatus::new(class, 0, 0)),
-        detail: brief(reply).to_string(),
+        detail: String::new(),
     };
     match blame {
         Blame::Message | Blame::Recipient if reply.is_permanent() => {
@@ -49,7 +49,7 @@ pub(crate) fn lost(problem: &Problem, handoff: Handoff) -> RecipientOutcome {
         blame,
         handoff,
         status: status.unwrap_or_else(|| status_of(*stage, cause)),
-        detail: reply.as_ref().map_or_else(|| cut(cause.to_string()), ToString::to_string),
+        detail: if reply.is_some() { String::new() } else { cut(cause.to_string()) },
         reply,
     };
     match handoff {
