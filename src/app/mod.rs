@@ -115,6 +115,10 @@ impl Daemon {
         config: Config,
         telemetry: telemetry::Telemetry,
     ) -> Result<Self, RunError> {
+        // First of all: uncaught, a SIGHUP would end what a socket already promises to serve.
+        let hangup = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
+        let terminate = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
+        let interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let inherited = systemd::inherited().map_err(system("take sockets from systemd"))?;
         let bound = server::bind(&config.listeners, inherited)?;
@@ -162,9 +166,9 @@ impl Daemon {
             administering,
             socket,
             reloads,
-            hangup: signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?,
-            terminate: signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?,
-            interrupt: signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?,
+            hangup,
+            terminate,
+            interrupt,
         })
     }
 
