@@ -23,6 +23,7 @@ macro_rules! conformance {
             a_committed_message_is_claimed_with_what_was_committed
             a_dropped_draft_leaves_nothing
             claims_come_oldest_due_first_and_once
+            new_and_deferred_mail_are_claimed_in_turns
             a_lapsed_lease_is_claimed_anew_and_the_old_claim_is_stale
             each_settlement_does_what_it_says
             a_released_message_is_as_before
@@ -153,6 +154,37 @@ pub(super) async fn claims_come_oldest_due_first_and_once(
     assert_eq!(claim_one(&*spool, now).await.message.id, ids[0]);
     assert!(spool.claim(now, 10, LEASE).await.unwrap().is_empty());
     assert!(spool.claim(now, 0, LEASE).await.unwrap().is_empty());
+}
+
+pub(super) async fn new_and_deferred_mail_are_claimed_in_turns(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let (mut deferred, mut fresh) = (Vec::new(), Vec::new());
+    for after in 1..=6 {
+        let id = put(&*spool, 0, b"x").await.unwrap();
+        let claim = claim_one(&*spool, NOON).await;
+        let due = NOON.after(Duration::from_millis(after));
+        spool.settle(&claim, Settlement::Deferred(due)).await.unwrap();
+        deferred.push(id);
+    }
+    for after in 100..103 {
+        fresh.push(put(&*spool, after, b"x").await.unwrap());
+    }
+    let now = NOON.after(Duration::from_secs(1));
+    let mut claimed = Vec::new();
+    for limit in [1, 1, 3, 10] {
+        let claims = spool.claim(now, limit, LEASE).await.unwrap();
+        claimed.extend(claims.iter().map(|c| c.message.id));
+    }
+    let turns = claimed.iter().map(|id| deferred.contains(id));
+    let turns: Vec<_> = turns.take(6).collect();
+    assert!(turns.windows(2).all(|pair| pair[0] != pair[1]), "{turns:?}");
+    // Of each kind the oldest due first; what is left when the other kind is gone comes at once.
+    for kind in [deferred, fresh] {
+        let found: Vec<_> = claimed.iter().filter(|id| kind.contains(id)).copied().collect();
+        assert_eq!(found, kind);
+    }
 }
 
 pub(super) async fn a_lapsed_lease_is_claimed_anew_and_the_old_claim_is_stale(

@@ -45,10 +45,28 @@ struct Lease {
 pub(super) struct Index<P> {
     slots: BTreeMap<QueueId, Slot<P>>,
     leases: HashMap<QueueId, Lease>,
-    /// What waits for a time, claims until their lease lapses included.
-    order: BTreeSet<(Timestamp, QueueId)>,
+    /// What waits for a time, claims until their lease lapses included: new mail, and deferred.
+    fresh: Order,
+    deferred: Order,
+    /// Whose turn it is when both have something due.
+    deferred_next: bool,
     stats: Stats,
     epoch: u64,
+}
+
+/// Messages by the time at which they are to be looked at again.
+#[derive(Debug, Default)]
+struct Order(BTreeSet<(Timestamp, QueueId)>);
+
+impl Order {
+    /// What is due at `now`, the oldest first.
+    fn due(&self, now: Timestamp) -> impl Iterator<Item = QueueId> {
+        self.0.iter().take_while(move |(due, _)| *due <= now).map(|(_, id)| *id)
+    }
+
+    fn next(&self) -> Option<Timestamp> {
+        self.0.first().map(|(due, _)| *due)
+    }
 }
 
 impl<P> Default for Index<P> {
@@ -56,7 +74,9 @@ impl<P> Default for Index<P> {
         Self {
             slots: BTreeMap::new(),
             leases: HashMap::new(),
-            order: BTreeSet::new(),
+            fresh: Order::default(),
+            deferred: Order::default(),
+            deferred_next: false,
             stats: Stats::default(),
             epoch: 0,
         }
@@ -71,7 +91,7 @@ impl<P: Copy> Index<P> {
 
     /// When the next message falls due, or the next lease lapses.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.order.first().map(|(due, _)| *due)
+        self.fresh.next().into_iter().chain(self.deferred.next()).min()
     }
 
     /// The slot of a message.
@@ -121,15 +141,15 @@ impl<P: Copy> Index<P> {
         self.slots.remove(&id).map(|s| s.place)
     }
 
-    /// Claims up to `limit` messages that are due.
+    /// Claims up to `limit` messages that are due: a new one, a deferred one, in turns for as long
+    /// as there are both, so that neither kind waits for the other to be gone.
     pub(super) fn claim(
         &mut self,
         now: Timestamp,
         limit: usize,
         lease: Duration,
     ) -> Vec<(QueueId, u64, P)> {
-        let due = self.order.iter().take_while(|(due, _)| *due <= now).take(limit);
-        let ids: Vec<QueueId> = due.map(|(_, id)| *id).collect();
+        let ids = self.due(now, limit);
         let until = now.after(lease);
         let mut claimed = Vec::with_capacity(ids.len());
         for id in ids {
@@ -140,6 +160,24 @@ impl<P: Copy> Index<P> {
             claimed.push((id, self.epoch, place));
         }
         claimed
+    }
+
+    /// Up to `limit` messages whose turn it is.
+    fn due(&mut self, now: Timestamp, limit: usize) -> Vec<QueueId> {
+        let (mut fresh, mut deferred) = (self.fresh.due(now), self.deferred.due(now));
+        let mut deferred_next = self.deferred_next;
+        let turns = std::iter::from_fn(|| {
+            let (id, was_deferred) = if deferred_next {
+                deferred.next().map(|id| (id, true)).or_else(|| Some((fresh.next()?, false)))?
+            } else {
+                fresh.next().map(|id| (id, false)).or_else(|| Some((deferred.next()?, true)))?
+            };
+            deferred_next = !was_deferred;
+            Some(id)
+        });
+        let ids = turns.take(limit).collect();
+        self.deferred_next = deferred_next;
+        ids
     }
 
     /// Begins to settle a claim. `false` when there is nothing to write down.
@@ -243,7 +281,7 @@ impl<P: Copy> Index<P> {
         *counter(&mut self.stats, state) += 1;
         self.stats.bytes += slot.size;
         if let Some(turn) = self.turn(id, &slot) {
-            self.order.insert((turn, id));
+            self.order(slot.state).0.insert((turn, id));
         }
     }
 
@@ -254,7 +292,15 @@ impl<P: Copy> Index<P> {
         *counter(&mut self.stats, state) -= 1;
         self.stats.bytes -= slot.size;
         if let Some(turn) = self.turn(id, &slot) {
-            self.order.remove(&(turn, id));
+            self.order(slot.state).0.remove(&(turn, id));
+        }
+    }
+
+    /// Where a message that is stored in this state waits.
+    const fn order(&mut self, state: QueueState) -> &mut Order {
+        match state {
+            QueueState::Deferred => &mut self.deferred,
+            _ => &mut self.fresh,
         }
     }
 }

@@ -57,8 +57,12 @@ pub trait Spool: Send + Sync + 'static {
     /// Fails at once when the spool takes no new mail (see [`SpoolError::Full`]).
     async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError>;
 
-    /// Takes up to `limit` messages that are due at `now`, oldest due time first, each for as long
-    /// as `lease`. A claim that was neither settled nor extended by then may be given out again.
+    /// Takes up to `limit` messages that are due at `now`, each for as long as `lease`. A claim that
+    /// was neither settled nor extended by then may be given out again.
+    ///
+    /// Fair between new and deferred messages: while both are due they are taken in turns, also
+    /// over several calls, so a backlog of either never keeps back the other. Within each the
+    /// oldest due time comes first.
     async fn claim(
         &self,
         now: Timestamp,
