@@ -21,6 +21,9 @@ pub struct Settings {
     pub max_bytes: u64,
     /// Octets of bodies that may be in memory on their way in, over all sessions.
     pub memory: u64,
+    /// Octets written to the log after which the state of the queue is written down, so that opening
+    /// reads only what came later.
+    pub snapshot_every: u64,
     /// Octets of one segment.
     pub segment_size: u64,
 }
@@ -35,6 +38,7 @@ impl Settings {
             max_messages: 1_000_000,
             max_bytes: u64::MAX,
             memory: 128 * MIB,
+            snapshot_every: 256 * MIB,
             segment_size: 64 * MIB,
         }
     }

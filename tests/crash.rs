@@ -1,0 +1,141 @@
+//! The power goes at every sync there is, and whatever was not synced is there, is not there, or is
+//! torn: the spool opens, and holds what it promised.
+//!
+//! `POSTGATE_CRASH_STEPS` and `POSTGATE_CRASH_SEED` make a longer or another life.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
+#[path = "support/machine.rs"]
+mod machine;
+#[path = "support/spool.rs"]
+mod spool;
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use machine::{Image, Machine};
+use spool::{Ledger, Life, open};
+
+/// A moment at which the power may go.
+struct Moment {
+    number: u64,
+    image: Image,
+    ledger: Ledger,
+}
+
+#[test]
+fn at_every_sync_the_power_may_go_and_what_was_acknowledged_is_there() {
+    let steps = number("POSTGATE_CRASH_STEPS", 5000);
+    let seed = number("POSTGATE_CRASH_SEED", 20_261_121);
+    eprintln!("seed {seed}, {steps} steps");
+    let (send, receive) = sync_channel(64);
+    let receive = Arc::new(Mutex::new(receive));
+    let checkers: Vec<_> = (0..2)
+        .map(|_| {
+            let receive = Arc::clone(&receive);
+            thread::spawn(move || check_all(&receive, seed))
+        })
+        .collect();
+    drop(receive);
+    live(steps, seed, send);
+    let checked: u64 = checkers.into_iter().map(|c| c.join().unwrap()).sum();
+    eprintln!("{checked} power cuts");
+    assert!(checked > steps / 2, "{checked}");
+}
+
+/// Lives, and hands out what the machine is like at every sync.
+fn live(steps: u64, seed: u64, moments: SyncSender<Moment>) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let machine = Machine::new(seed);
+    let ledger = Arc::new(Mutex::new(Arc::<Mutex<Ledger>>::default()));
+    let mut number = 0;
+    let watch = {
+        let ledger = Arc::clone(&ledger);
+        move |image: &Image| {
+            number += 1;
+            let ledger = ledger.lock().unwrap().lock().unwrap().clone();
+            // Nobody receives any more when a check failed; its panic tells.
+            let _ = moments.send(Moment { number, image: image.clone(), ledger });
+        }
+    };
+    machine.watch(watch);
+    runtime().block_on(async {
+        let mut life = Life::begin(Arc::clone(&machine));
+        *ledger.lock().unwrap() = Arc::clone(&life.ledger);
+        for n in 1..=steps {
+            // Between none and some dozens of messages.
+            let what = random.u8(..);
+            let what = if life.len() > 40 && what < 72 { 130 } else { what };
+            life.step(what, random.u8(..)).await;
+            if n % 1000 == 0 {
+                life.restart().await;
+            }
+        }
+    });
+    machine.unwatch();
+}
+
+fn check_all(moments: &Mutex<Receiver<Moment>>, seed: u64) -> u64 {
+    let runtime = runtime();
+    let mut checked = 0;
+    loop {
+        let moment = moments.lock().unwrap().recv();
+        let Ok(moment) = moment else { return checked };
+        runtime.block_on(check(&moment, seed));
+        checked += 1;
+    }
+}
+
+/// Cuts the power, each time in another way, and opens the spool.
+async fn check(moment: &Moment, seed: u64) {
+    let number = moment.number;
+    let fate = seed.wrapping_mul(4).wrapping_add(number);
+    let image = moment.image.cut(fate);
+    let machine = Machine::with(image, fate);
+    // Opening writes too: now and then the power goes once more.
+    let cuts = Arc::new(Mutex::new(Vec::new()));
+    if number % 16 == 0 {
+        let cuts = Arc::clone(&cuts);
+        machine.watch(move |image| cuts.lock().unwrap().push(image.clone()));
+    }
+    expect(&machine, &moment.ledger, &format!("seed {seed}, sync {number}"), fate % 4 != 3).await;
+    machine.unwatch();
+    let cuts = std::mem::take(&mut *cuts.lock().unwrap());
+    for (n, image) in cuts.into_iter().enumerate() {
+        let again = Machine::with(image.cut(fate + n as u64), fate);
+        let context = format!("seed {seed}, sync {number}, then {n} of the next start");
+        expect(&again, &moment.ledger, &context, false).await;
+    }
+}
+
+/// Fails unless the spool of this machine holds what it must.
+async fn expect(machine: &Arc<Machine>, ledger: &Ledger, context: &str, undamaged: bool) {
+    let (log, recovered) = open(machine);
+    let agreed = ledger.agrees(&log, &recovered).await;
+    machine.unwatch();
+    let agreed = match agreed {
+        Ok(()) => ledger.bodies_agree(&log, &[]).await,
+        wrong => wrong,
+    };
+    if let Err(wrong) = agreed {
+        panic!("{wrong}\n{context}\n{recovered:?}");
+    }
+    // Unsynced writes that come in order can't look like damage.
+    assert!(!undamaged || recovered.damage.is_empty(), "{context}\n{recovered:?}");
+    assert!(recovered.without_body.is_empty(), "{context}\n{recovered:?}");
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |v| v.parse().expect("a number"))
+}

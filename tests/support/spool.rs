@@ -1,0 +1,434 @@
+//! A scripted life of the spool on a [`Machine`], with a ledger of what was promised to whom, and
+//! the check that an opened spool holds just that.
+#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use postgate::clock::{ManualClock, Timestamp};
+use postgate::mail::{
+    Body, BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState,
+    ReversePath,
+};
+use postgate::spool::{
+    Action, Claim, Entry, Recovered, SegmentLog, Settings, Settlement, Spool, SpoolError,
+};
+
+use crate::machine::{Machine, MachineStorage};
+
+const NOON: Timestamp = Timestamp::from_millis(1_795_252_321_431);
+const LEASE: Duration = Duration::from_secs(2);
+/// Larger than what goes into the log.
+const LARGE: usize = (512 << 10) + 3000;
+
+/// What was promised.
+#[derive(Clone, Default)]
+pub struct Ledger {
+    messages: BTreeMap<QueueId, Known>,
+    /// The greatest id that was ever acknowledged.
+    greatest: u64,
+}
+
+/// A message that is stored, or may be.
+#[derive(Clone)]
+struct Known {
+    size: usize,
+    /// What the running spool says.
+    now: Stand,
+    /// What the disk may say: more than one thing while something is on its way there, or when
+    /// that failed.
+    may: Vec<Stand>,
+    /// Given back unchanged: when it is due next is nobody's promise.
+    any_due: bool,
+    /// Refused by an error of the disk: a body's file may be gone before the record is.
+    refused: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stand {
+    Gone,
+    Here { state: QueueState, due: Option<Timestamp>, attempts: u32 },
+}
+
+/// A spool, its machine, and its ledger.
+pub struct Life {
+    pub machine: Arc<Machine>,
+    pub ledger: Arc<Mutex<Ledger>>,
+    log: Arc<SegmentLog>,
+    claims: Vec<Claim>,
+    now: Timestamp,
+    /// Something failed since the last restart.
+    faulty: bool,
+}
+
+/// Small segments, so that a short life has many.
+pub fn settings() -> Settings {
+    Settings {
+        min_free: 0,
+        segment_size: 16 << 10,
+        snapshot_every: 96 << 10,
+        ..Settings::new("machine".into())
+    }
+}
+
+/// Opens the spool of a machine.
+pub fn open(machine: &Arc<Machine>) -> (SegmentLog, Recovered) {
+    let storage = Arc::new(MachineStorage(Arc::clone(machine)));
+    SegmentLog::open_on(storage, settings(), Arc::new(ManualClock::new(NOON))).unwrap()
+}
+
+impl Life {
+    /// A life that begins with an empty disk.
+    pub fn begin(machine: Arc<Machine>) -> Self {
+        let log = Arc::new(open(&machine).0);
+        let (ledger, claims) = (Arc::default(), Vec::new());
+        Self { machine, ledger, log, claims, now: NOON, faulty: false }
+    }
+
+    /// One step: which one, and with what.
+    pub async fn step(&mut self, what: u8, with: u8) {
+        self.now = self.now.after(Duration::from_millis(20));
+        match what {
+            0..40 => self.put(usize::from(with) * 9).await,
+            40..60 => self.put(usize::from(with) * 48).await,
+            60..62 => self.put(LARGE + usize::from(with)).await,
+            62..72 => self.put_together(2 + usize::from(with % 7)).await,
+            72..80 => self.give_up(usize::from(with)).await,
+            80..120 => self.claim(1 + usize::from(with % 4)).await,
+            120..190 => self.settle(with, Settlement::Finished).await,
+            190..205 => {
+                let due = self.now.after(Duration::from_millis(u64::from(with) * 3));
+                self.settle(with, Settlement::Deferred(due)).await;
+            }
+            205..210 => self.settle(with, Settlement::Dead).await,
+            210..218 => {
+                let due = self.now.after(Duration::from_millis(u64::from(with)));
+                self.settle(with, Settlement::Released(due)).await;
+            }
+            218..224 => self.act(with, Action::Hold).await,
+            224..232 => self.act(with, Action::Release).await,
+            232..236 => self.act(with, Action::Retry).await,
+            236..242 => self.act(with, Action::Requeue).await,
+            242..252 => self.act(with, Action::Delete).await,
+            252.. => self.now = self.now.after(LEASE),
+        }
+    }
+
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.ledger.lock().unwrap().messages.len()
+    }
+
+    /// Calls from the `from`-th fail with this error, `count` of them.
+    pub fn fail(&mut self, from: u64, count: u64, error: i32) {
+        self.machine.fail(from, from.saturating_add(count), error);
+        self.faulty = true;
+    }
+
+    /// Closes the spool and opens it again.
+    pub async fn restart(&mut self) {
+        self.machine.heal();
+        self.log.close().await;
+        self.reopen(true).await;
+    }
+
+    /// Pulls the plug; `seed` chooses what of the unsynced is on the disk.
+    pub async fn cut(&mut self, seed: u64) {
+        self.machine = Machine::with(self.machine.image().cut(seed), seed);
+        self.reopen(false).await;
+    }
+
+    async fn reopen(&mut self, clean: bool) {
+        self.claims.clear();
+        let (log, recovered) = open(&self.machine);
+        let ledger = self.ledger.lock().unwrap().clone();
+        self.log = Arc::new(log);
+        if let Err(wrong) = ledger.agrees(&*self.log, &recovered).await {
+            panic!("{wrong}; {recovered:?}; closed: {clean}");
+        }
+        let entries = self.log.list(None, usize::MAX).await.unwrap();
+        let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.message.id, e)).collect();
+        let mut ledger = self.ledger.lock().unwrap();
+        ledger.messages.retain(|id, known| {
+            let Some(entry) = found.get(id) else { return false };
+            known.now = Stand::of(entry);
+            known.may = vec![known.now];
+            true
+        });
+        self.faulty = false;
+    }
+
+    async fn put(&self, size: usize) {
+        put(&self.log, &self.ledger, self.now, size, self.faulty).await;
+    }
+
+    /// Several at the same time: they share a batch.
+    async fn put_together(&self, count: usize) {
+        let tasks: Vec<_> = (0..count)
+            .map(|n| {
+                let (log, ledger) = (Arc::clone(&self.log), Arc::clone(&self.ledger));
+                let (now, faulty) = (self.now, self.faulty);
+                tokio::spawn(async move { put(&log, &ledger, now, 100 * n, faulty).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    }
+
+    /// A client that goes away before the end.
+    async fn give_up(&self, with: usize) {
+        let Ok(mut draft) = self.log.draft().await else { return };
+        let size = if with == 0 { LARGE } else { with };
+        let _ = draft.write(body(draft.id(), size).into()).await;
+    }
+
+    async fn claim(&mut self, limit: usize) {
+        let claims = self.log.claim(self.now, limit, LEASE).await.unwrap();
+        for claim in claims {
+            let id = claim.message.id;
+            let size = self.ledger.lock().unwrap().messages[&id].size;
+            let found = self.log.body(&claim).await.unwrap();
+            assert!(octets(&found) == body(id, size), "{id} is not what was stored");
+            self.claims.push(claim);
+        }
+    }
+
+    async fn settle(&mut self, which: u8, settlement: Settlement) {
+        if self.claims.is_empty() {
+            self.claim(2).await;
+        }
+        if self.claims.is_empty() {
+            return;
+        }
+        let mut claim = self.claims.swap_remove(usize::from(which) % self.claims.len());
+        let id = claim.message.id;
+        claim.message.attempts += 1;
+        let attempts = claim.message.attempts;
+        let next = match settlement {
+            Settlement::Finished => Stand::Gone,
+            Settlement::Deferred(due) => {
+                Stand::Here { state: QueueState::Deferred, due: Some(due), attempts }
+            }
+            Settlement::Dead => Stand::Here { state: QueueState::Dead, due: None, attempts },
+            Settlement::Released(_) => {
+                if self.log.settle(&claim, settlement).await.is_ok()
+                    && let Some(known) = self.ledger.lock().unwrap().messages.get_mut(&id)
+                {
+                    known.any_due = true;
+                }
+                return;
+            }
+        };
+        self.ledger.lock().unwrap().begin(id, next);
+        let settled = self.log.settle(&claim, settlement).await;
+        self.ledger.lock().unwrap().end(id, next, &settled, self.faulty);
+    }
+
+    async fn act(&self, which: u8, action: Action) {
+        let mut ledger = self.ledger.lock().unwrap().clone();
+        let Some(n) = usize::from(which).checked_rem(ledger.messages.len()) else { return };
+        let (id, known) = ledger.messages.iter_mut().nth(n).unwrap();
+        let id = *id;
+        let Some(next) = known.now.after(action, self.now) else {
+            assert!(self.log.act(id, action, self.now).await.is_err(), "{action:?}");
+            return;
+        };
+        self.ledger.lock().unwrap().begin(id, next);
+        let acted = self.log.act(id, action, self.now).await;
+        self.ledger.lock().unwrap().end(id, next, &acted, self.faulty);
+    }
+}
+
+/// Stores a message and writes down what was said of it.
+async fn put(log: &SegmentLog, ledger: &Mutex<Ledger>, now: Timestamp, size: usize, faulty: bool) {
+    let mut draft = match log.draft().await {
+        Ok(draft) => draft,
+        Err(refused) => {
+            assert!(faulty, "{refused}");
+            return;
+        }
+    };
+    let id = draft.id();
+    for chunk in body(id, size).chunks(100_000) {
+        if let Err(refused) = draft.write(chunk.to_vec().into()).await {
+            assert!(faulty, "{refused}");
+            return;
+        }
+    }
+    let stored = Stand::Here { state: QueueState::Incoming, due: Some(now), attempts: 0 };
+    let known = Known {
+        size,
+        now: Stand::Gone,
+        may: vec![Stand::Gone, stored],
+        any_due: false,
+        refused: false,
+    };
+    ledger.lock().unwrap().messages.insert(id, known);
+    let said = draft.commit(message(id, now)).await;
+    let mut ledger = ledger.lock().unwrap();
+    match said {
+        Ok(()) => {
+            let known = ledger.messages.get_mut(&id).unwrap();
+            (known.now, known.may) = (stored, vec![stored]);
+            ledger.greatest = ledger.greatest.max(id.as_u64());
+        }
+        Err(refused) => {
+            assert!(faulty, "{refused}");
+            ledger.messages.get_mut(&id).unwrap().refused = true;
+        }
+    }
+}
+
+impl Ledger {
+    /// Something is on its way to the disk.
+    fn begin(&mut self, id: QueueId, next: Stand) {
+        if let Some(known) = self.messages.get_mut(&id) {
+            known.may.push(next);
+        }
+    }
+
+    /// It is there, or it is not known whether it is.
+    fn end(&mut self, id: QueueId, next: Stand, said: &Result<(), SpoolError>, faulty: bool) {
+        let Some(known) = self.messages.get_mut(&id) else { return };
+        match said {
+            Ok(()) if next == Stand::Gone => {
+                self.messages.remove(&id);
+            }
+            Ok(()) => (known.now, known.may, known.any_due) = (next, vec![next], false),
+            Err(
+                SpoolError::Stale(_)
+                | SpoolError::InDelivery(_)
+                | SpoolError::WrongState(..)
+                | SpoolError::NotFound(_),
+            ) => {
+                known.may.pop();
+            }
+            Err(error) => assert!(faulty, "{id}: {error}"),
+        }
+    }
+
+    /// Whether an opened spool holds what it must, and nothing else.
+    pub async fn agrees(&self, log: &SegmentLog, recovered: &Recovered) -> Result<(), String> {
+        let entries = log.list(None, usize::MAX).await.map_err(|e| e.to_string())?;
+        if recovered.messages != entries.len() as u64 {
+            return Err(format!("{} messages can be listed", entries.len()));
+        }
+        let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.message.id, e)).collect();
+        for (id, known) in &self.messages {
+            let stand = found.get(id).map_or(Stand::Gone, Stand::of);
+            let without_body = known.refused && recovered.without_body.contains(id);
+            if !known.may.iter().any(|may| may.is(stand, known.any_due)) && !without_body {
+                return Err(format!("{id} is {stand:?}, and may be {:?}", known.may));
+            }
+        }
+        if let Some(id) = found.keys().find(|id| !self.messages.contains_key(id)) {
+            return Err(format!("{id} is there, and was finished or never stored"));
+        }
+        let sizes = found.iter().map(|(id, e)| (*id, e.message.size));
+        for (id, size) in sizes {
+            if size != self.messages[&id].size as u64 {
+                return Err(format!("{id} has {size} octets"));
+            }
+        }
+        match log.draft().await {
+            Ok(draft) if draft.id().as_u64() > self.greatest => Ok(()),
+            Ok(draft) => Err(format!("{} is given out again", draft.id())),
+            Err(refused) => Err(refused.to_string()),
+        }
+    }
+
+    /// Whether every body is there, octet for octet. What is held or dead comes back for it.
+    pub async fn bodies_agree(&self, log: &SegmentLog, lost: &[QueueId]) -> Result<(), String> {
+        let later = NOON.after(Duration::from_hours(1000));
+        for entry in log.list(None, usize::MAX).await.map_err(|e| e.to_string())? {
+            let action = match entry.state {
+                QueueState::Held => Action::Release,
+                QueueState::Dead => Action::Requeue,
+                _ => continue,
+            };
+            log.act(entry.message.id, action, later).await.map_err(|e| e.to_string())?;
+        }
+        let count = log.stats().messages();
+        let claims = log.claim(later, usize::MAX, LEASE).await.map_err(|e| e.to_string())?;
+        if claims.len() as u64 != count {
+            return Err(format!("{} of {count} can be claimed", claims.len()));
+        }
+        for claim in claims.iter().filter(|c| !lost.contains(&c.message.id)) {
+            let id = claim.message.id;
+            let found = log.body(claim).await.map_err(|e| e.to_string())?;
+            if octets(&found) != body(id, self.messages[&id].size) {
+                return Err(format!("the body of {id} is not what was stored"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stand {
+    fn of(entry: &Entry) -> Self {
+        Self::Here { state: entry.state, due: entry.due, attempts: entry.message.attempts }
+    }
+
+    fn is(self, other: Self, any_due: bool) -> bool {
+        let without_due = |stand| match stand {
+            Self::Here { state, attempts, .. } => Some((state, attempts)),
+            Self::Gone => None,
+        };
+        self == other || any_due && without_due(self) == without_due(other)
+    }
+
+    /// What an operator's action makes of it; `None` when it does not fit.
+    fn after(self, action: Action, now: Timestamp) -> Option<Self> {
+        use QueueState::{Dead, Deferred, Held, Incoming};
+        let Self::Here { state, attempts, .. } = self else { return None };
+        let (state, due) = match (action, state) {
+            (Action::Delete, _) => return Some(Self::Gone),
+            (Action::Retry, Incoming | Deferred) => (state, Some(now)),
+            (Action::Hold, Incoming | Deferred) => (Held, None),
+            (Action::Release, Held) if attempts == 0 => (Incoming, Some(now)),
+            (Action::Release, Held) | (Action::Requeue, Dead) => (Deferred, Some(now)),
+            _ => return None,
+        };
+        Some(Self::Here { state, due, attempts })
+    }
+}
+
+/// The body of a message: no two sectors, and no two messages' sectors, are alike.
+fn body(id: QueueId, size: usize) -> Vec<u8> {
+    let mut body = vec![b'x'; size];
+    for (n, sector) in body.chunks_mut(256).enumerate() {
+        let stamp = format!("{id} {n}\r\n");
+        let len = stamp.len().min(sector.len());
+        sector[..len].copy_from_slice(&stamp.as_bytes()[..len]);
+    }
+    body
+}
+
+fn octets(body: &Body) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let chunk = body.chunk(all.len() as u64, 256 << 10).unwrap();
+        if chunk.is_empty() {
+            return all;
+        }
+        all.extend_from_slice(&chunk);
+    }
+}
+
+fn message(id: QueueId, received: Timestamp) -> Message {
+    let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
+    let envelope = Envelope {
+        reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
+        recipients: vec![ForwardPath(mailbox("user@example.net")).into()],
+        body: BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+    };
+    let client =
+        Client { address: "10.0.0.5".parse().unwrap(), helo: "app".into(), listener: "mta".into() };
+    Message::new(id, received, client, envelope)
+}
