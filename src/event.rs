@@ -399,3 +399,40 @@ impl SpoolUnreadable<'_> {
         error!(event = "spool_unreadable", queue_id = %id, %error, "message can't be read");
     }
 }
+
+/// The state of the queue could not be written down; the next start takes longer.
+pub struct SpoolSnapshotFailed<'a> {
+    /// What was wrong.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl SpoolSnapshotFailed<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { error } = self;
+        warn!(event = "spool_snapshot", %error, "no snapshot; the next start reads the whole log");
+    }
+}
+
+/// A range of a segment did not hold what was written there.
+pub struct SpoolDamage<'a> {
+    /// The spool's directory.
+    pub path: &'a std::path::Path,
+    /// The segment.
+    pub segment: u32,
+    /// Where in it, in octets.
+    pub range: std::ops::Range<u64>,
+    /// The message, where that can still be told.
+    pub id: Option<QueueId>,
+}
+
+impl SpoolDamage<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { path, segment, range, id } = self;
+        let (path, queue_id) = (path.display(), id.map(|id| id.to_string()).unwrap_or_default());
+        let (start, end) = (range.start, range.end);
+        error!(event = "spool_damage", %path, segment, start, end, queue_id,
+            "damage in the spool; a copy is in quarantine/ where there was something to copy");
+    }
+}

@@ -225,6 +225,15 @@ impl Daemon {
 
 fn open_spool(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Spool>, RunError> {
     let (spool, recovered) = SegmentLog::open(config.spool.clone(), clock)?;
+    for damage in &recovered.damage {
+        event::SpoolDamage {
+            path: &config.spool.path,
+            segment: damage.segment,
+            range: damage.range.clone(),
+            id: damage.id,
+        }
+        .emit();
+    }
     event::SpoolOpened {
         path: &config.spool.path,
         messages: recovered.messages,

@@ -75,6 +75,11 @@ impl Gate {
         self.low = octets < if self.low { enough } else { self.min_free };
     }
 
+    /// Whether the disk is nearly full.
+    pub(super) const fn is_low(&self) -> bool {
+        self.low
+    }
+
     /// Whether there is a reserve segment.
     pub(super) const fn reserve(&mut self, there: bool) {
         self.reserve = there;

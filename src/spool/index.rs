@@ -104,6 +104,37 @@ impl<P: Copy> Index<P> {
         self.slots.iter().map(|(id, slot)| (*id, slot))
     }
 
+    /// Up to `limit` slots above `after`, by id.
+    pub(super) fn slots_after(
+        &self,
+        after: Option<QueueId>,
+        limit: usize,
+    ) -> Vec<(QueueId, Slot<P>)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        self.slots.range(range).take(limit).map(|(id, slot)| (*id, *slot)).collect()
+    }
+
+    /// An index of these slots, which are in the order of their ids. Much quicker, and half as
+    /// large, as when they are put in one after another.
+    pub(super) fn of(slots: Vec<(QueueId, Slot<P>)>) -> Self {
+        let mut index = Self::default();
+        let (mut fresh, mut deferred) = (Vec::new(), Vec::new());
+        for (id, slot) in &slots {
+            *counter(&mut index.stats, slot.state) += 1;
+            index.stats.bytes += slot.size;
+            match slot.state {
+                QueueState::Incoming => fresh.push((slot.due, *id)),
+                QueueState::Deferred => deferred.push((slot.due, *id)),
+                _ => {}
+            }
+        }
+        index.slots = slots.into_iter().collect();
+        index.fresh = Order(fresh.into_iter().collect());
+        index.deferred = Order(deferred.into_iter().collect());
+        index
+    }
+
     /// A message as the world sees it.
     pub(super) fn view(&self, id: QueueId) -> Option<View<P>> {
         let slot = self.slots.get(&id)?;

@@ -92,7 +92,7 @@ impl SegmentLog {
             changed: Notify::new(),
             state: Mutex::new(state),
         });
-        let writer = Writer::new(Arc::clone(&core), pool, log.tail, next);
+        let writer = Writer::new(Arc::clone(&core), pool, log.tail, next, log.uncovered);
         let thread = std::thread::Builder::new().name("spool".into());
         let thread = thread.spawn(move || {
             writer.run();
@@ -317,7 +317,11 @@ fn entry(view: View<Where>, message: Message) -> Entry {
 fn unreadable(core: &Shared, id: QueueId, error: &SpoolError) {
     match error {
         SpoolError::NotFound(_) => return,
-        SpoolError::Damaged(_) => core.state().ledger.index.hold(id),
+        SpoolError::Damaged(_) => {
+            let mut state = core.state();
+            state.ledger.index.hold(id);
+            state.ledger.incomplete = true;
+        }
         _ => {}
     }
     SpoolUnreadable { id, error }.emit();

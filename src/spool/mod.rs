@@ -25,6 +25,7 @@ mod rules;
 mod segment;
 mod settings;
 mod shared;
+mod snapshot;
 mod storage;
 #[cfg(test)]
 mod tests;

@@ -162,6 +162,11 @@ pub(super) fn decode_header(bytes: &[u8], seed: Seed) -> Result<Decoded, Bad> {
     fields(head).ok_or(Bad::Header)
 }
 
+/// The checksum in the header of the record at an offset: with its place it names the record.
+pub(super) fn mark(bytes: &[u8], at: usize) -> Option<u32> {
+    u32_at(bytes, at.checked_add(4)?)
+}
+
 /// The sequence number a header gives itself, unchecked: it tells a torn write from an old one.
 pub(super) fn claimed_sequence(bytes: &[u8]) -> Option<u64> {
     if bytes.starts_with(&MAGIC) { u64_at(bytes, 48) } else { None }
@@ -208,6 +213,11 @@ impl SegmentHeader {
         out
     }
 
+    /// Its checksum.
+    pub(super) fn mark(&self) -> u32 {
+        u32_at(&self.encode(), 8).unwrap_or(0)
+    }
+
     /// Reads a header; `None` when it is not one, or damaged.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..SEGMENT_HEADER)?;
@@ -225,11 +235,13 @@ impl SegmentHeader {
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// The number at an offset.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+/// The number at an offset.
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
 }
 
@@ -253,7 +265,7 @@ const fn kind_of(byte: u8) -> Option<Kind> {
 }
 
 /// Active is a matter of memory: a claimed message is stored as what it was before.
-const fn state_byte(state: QueueState) -> u8 {
+pub(super) const fn state_byte(state: QueueState) -> u8 {
     match state {
         QueueState::Sent => 0,
         QueueState::Incoming | QueueState::Active => 1,
@@ -263,7 +275,8 @@ const fn state_byte(state: QueueState) -> u8 {
     }
 }
 
-const fn state_of(byte: u8) -> Option<QueueState> {
+/// The state that is stored as this octet.
+pub(super) const fn state_of(byte: u8) -> Option<QueueState> {
     Some(match byte {
         0 => QueueState::Sent,
         1 => QueueState::Incoming,

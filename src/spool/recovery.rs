@@ -1,4 +1,4 @@
-//! Reading the whole log at the start (`docs/spool.md`, "Opening").
+//! Reading the log at the start (`docs/spool.md`, "Opening").
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -10,6 +10,7 @@ use super::index::{Index, Slot};
 use super::place::OpenError;
 use super::record::{self, Bad, Decoded, Kind, MAGIC, SEGMENT_HEADER, Seed, SegmentHeader};
 use super::segment::{self, At, FIRST, Names, Segment};
+use super::snapshot::{self, Point, Snapshot};
 use super::storage::{File, Open, Storage};
 use crate::mail::QueueId;
 
@@ -50,8 +51,8 @@ pub(super) struct Where {
     pub(super) body: At,
     pub(super) meta: At,
     /// Octets of the first record, and of the one that replaced its metadata.
-    octets: u32,
-    update: u32,
+    pub(super) octets: u32,
+    pub(super) update: u32,
     pub(super) big: bool,
 }
 
@@ -62,12 +63,17 @@ pub(super) struct Ledger {
     pub(super) segments: BTreeMap<u32, Segment>,
     /// Octets of the records that are needed.
     pub(super) live: u64,
+    /// There is damage. No snapshot is taken then: what a disk does not give back today it may give
+    /// back tomorrow, and every start is to tell of it.
+    pub(super) incomplete: bool,
 }
 
 /// Where writing goes on.
 pub(super) struct Tail {
     pub(super) number: u32,
     pub(super) end: u32,
+    /// The checksum in the last header before the end, where there is a good one.
+    pub(super) mark: Option<u32>,
     /// Whether more may be written to it.
     pub(super) open: bool,
 }
@@ -83,46 +89,39 @@ pub(super) struct Log {
     pub(super) floor: u64,
     /// The sequence number of the next record.
     pub(super) sequence: u64,
+    /// Octets that no snapshot covers.
+    pub(super) uncovered: u64,
     pub(super) names: Names,
     pub(super) report: Recovered,
 }
 
-/// Reads all segments of the spool.
+/// Reads the spool: the newest snapshot that fits the log and what came after it, or all of it.
 pub(super) fn read(storage: &Arc<dyn Storage>, salt: u32) -> Result<Log, OpenError> {
     let io = |action, path: &Path| {
         let path = path.to_owned();
         move |e| OpenError::io(action, &path, e)
     };
-    let names = segment::names(&**storage).map_err(io("list", Path::new(segment::DIR)))?;
-    let mut log = Log {
-        ledger: Ledger::default(),
-        tail: None,
-        floor: 0,
-        sequence: 1,
-        names,
-        report: Recovered::default(),
-    };
-    let mut headers = BTreeMap::new();
-    for number in log.names.segments.clone() {
-        let path = segment::path(number);
-        let file = storage.open(&path, Open::Write).map_err(io("open", &path))?;
-        let mut bytes = [0; SEGMENT_HEADER];
-        let read = file.read_exact_at(&mut bytes, 0);
-        let header = read.ok().and_then(|()| SegmentHeader::decode(&bytes));
-        if let Some(header) = header.filter(|h| h.number == number) {
-            if header.salt != salt {
-                // No record in it would pass, and the file would be reused as an empty one.
-                let found = format!("its salt is {:08x}, and that of FORMAT is not", header.salt);
-                return Err(OpenError::Format { path, found });
-            }
-            headers.insert(number, header);
+    let source = Source::open(&**storage, salt)?;
+    let mut useless = Vec::new();
+    let mut covered = None;
+    let snapshots = snapshot::names(&**storage).map_err(io("list", Path::new(snapshot::DIR)))?;
+    for path in snapshots {
+        // One that the disk does not give back is no better than a damaged one.
+        let snapshot = snapshot::read(&**storage, &path, salt).ok().flatten();
+        let fits = snapshot.map(|snapshot| source.after(snapshot)).transpose()?.flatten();
+        if let Some(log) = fits {
+            covered = Some(log);
+            break;
         }
-        log.ledger.segments.insert(number, Segment { file, needed: 0 });
+        useless.push(path);
     }
-    log.missing(&headers);
-    for number in log.names.segments.clone() {
-        log.segment(&**storage, number, salt, &headers)
-            .map_err(io("read", &segment::path(number)))?;
+    let mut log = match covered {
+        Some(log) => log,
+        None => source.all()?,
+    };
+    for path in useless {
+        // Later it might seem to fit. Its mark says it doesn't, and nobody needs it.
+        storage.remove(&path).map_err(io("remove", &path))?;
     }
     if let Some(tail) = &log.tail
         && let Some(segment) = log.ledger.segments.get(&tail.number)
@@ -131,62 +130,149 @@ pub(super) fn read(storage: &Arc<dyn Storage>, salt: u32) -> Result<Log, OpenErr
         segment.file.sync().map_err(io("sync", &segment::path(tail.number)))?;
     }
     big::sweep(&**storage, &mut log).map_err(io("sweep", Path::new(big::DIR)))?;
+    let Recovered { damage, without_body, .. } = &log.report;
+    log.ledger.incomplete = !damage.is_empty() || !without_body.is_empty();
     log.report.messages = log.ledger.index.stats().messages();
     Ok(log)
 }
 
-impl Log {
-    /// Reports segments that a later one names and that are not there.
-    fn missing(&mut self, headers: &BTreeMap<u32, SegmentHeader>) {
-        let Some(oldest) = self.names.segments.first().copied() else { return };
-        for header in headers.values().filter(|h| h.previous > oldest) {
-            if !self.ledger.segments.contains_key(&header.previous) {
-                let range = 0..u64::from(header.previous_end);
-                self.report.damage.push(Damage { segment: header.previous, range, id: None });
+/// The files of a log, opened.
+struct Source<'a> {
+    storage: &'a dyn Storage,
+    salt: u32,
+    names: Names,
+    files: BTreeMap<u32, Arc<dyn File>>,
+    /// The headers that are sound.
+    headers: BTreeMap<u32, SegmentHeader>,
+}
+
+impl<'a> Source<'a> {
+    fn open(storage: &'a dyn Storage, salt: u32) -> Result<Self, OpenError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |e| OpenError::io(action, &path, e)
+        };
+        let names = segment::names(storage).map_err(io("list", Path::new(segment::DIR)))?;
+        let (mut files, mut headers) = (BTreeMap::new(), BTreeMap::new());
+        for number in &names.segments {
+            let path = segment::path(*number);
+            let file = storage.open(&path, Open::Write).map_err(io("open", &path))?;
+            let mut bytes = [0; SEGMENT_HEADER];
+            let read = file.read_exact_at(&mut bytes, 0);
+            let header = read.ok().and_then(|()| SegmentHeader::decode(&bytes));
+            if let Some(header) = header.filter(|h| h.number == *number) {
+                if header.salt != salt {
+                    // No record in it would pass, and the file would be reused as an empty one.
+                    let found =
+                        format!("its salt is {:08x}, and that of FORMAT is not", header.salt);
+                    return Err(OpenError::Format { path, found });
+                }
+                headers.insert(*number, header);
             }
+            files.insert(*number, file);
         }
+        Ok(Self { storage, salt, names, files, headers })
     }
 
-    /// Replays one segment.
-    fn segment(
-        &mut self,
-        storage: &dyn Storage,
-        number: u32,
-        salt: u32,
-        headers: &BTreeMap<u32, SegmentHeader>,
-    ) -> std::io::Result<()> {
-        let Some(segment) = self.ledger.segments.get(&number) else { return Ok(()) };
-        let bytes = read_lossy(&*segment.file)?;
-        let end = headers.values().find(|h| h.previous == number).map(|h| h.previous_end);
-        let header = headers.get(&number);
-        if let Some(header) = header {
-            self.floor = self.floor.max(header.floor);
-            self.sequence = self.sequence.max(header.sequence);
+    /// The log, read from its beginning.
+    fn all(&self) -> Result<Log, OpenError> {
+        let mut log = self.begin();
+        for number in &self.names.segments {
+            self.replay(&mut log, *number, None)?;
         }
-        let scan = scan(&bytes, Seed::new(salt, number), end);
-        for (offset, decoded) in &scan.records {
+        Ok(log)
+    }
+
+    /// The log as a snapshot has it, and what came after; `None` when the snapshot is not one of
+    /// this log, or something it needs is not there any more.
+    fn after(&self, snapshot: Snapshot) -> Result<Option<Log>, OpenError> {
+        let Snapshot { point, slots } = snapshot;
+        if !self.headers.contains_key(&point.segment) {
+            return Ok(None);
+        }
+        let mut log = self.begin();
+        (log.sequence, log.floor) = (point.sequence, point.floor);
+        for (_, slot) in &slots {
+            log.ledger.need(slot.place, true);
+        }
+        log.ledger.index = Index::of(slots);
+        for number in self.names.segments.iter().filter(|n| **n >= point.segment) {
+            let from = (*number == point.segment).then_some(&point);
+            if !self.replay(&mut log, *number, from)? {
+                return Ok(None);
+            }
+        }
+        let there = |at: At| self.files.contains_key(&at.segment);
+        let whole =
+            log.ledger.index.slots().all(|(_, s)| there(s.place.body) && there(s.place.meta));
+        // Where there is damage everything is read, to tell of all of it.
+        Ok((whole && log.report.damage.is_empty()).then_some(log))
+    }
+
+    /// A log of which nothing was read.
+    fn begin(&self) -> Log {
+        let segments = self.files.iter().map(|(number, file)| {
+            let file = Arc::clone(file);
+            (*number, Segment { file, needed: 0 })
+        });
+        let ledger = Ledger { segments: segments.collect(), ..Ledger::default() };
+        let names = self.names.clone();
+        let report = Recovered { damage: self.missing(), ..Recovered::default() };
+        Log { ledger, tail: None, floor: 0, sequence: 1, uncovered: 0, names, report }
+    }
+
+    /// The segments that a later one names and that are not there.
+    fn missing(&self) -> Vec<Damage> {
+        let Some(oldest) = self.names.segments.first().copied() else { return Vec::new() };
+        let named = self.headers.values().filter(|h| h.previous > oldest);
+        let missing = named.filter(|h| !self.files.contains_key(&h.previous));
+        let damage = |h: &SegmentHeader| {
+            let range = 0..u64::from(h.previous_end);
+            Damage { segment: h.previous, range, id: None }
+        };
+        missing.map(damage).collect()
+    }
+
+    /// Replays one segment, or what comes after a point in it; `false` when the point is not in it.
+    fn replay(&self, log: &mut Log, number: u32, from: Option<&Point>) -> Result<bool, OpenError> {
+        let path = segment::path(number);
+        let Some(file) = self.files.get(&number) else { return Ok(true) };
+        let bytes = read_lossy(&**file).map_err(|e| OpenError::io("read", &path, e))?;
+        let end = self.headers.values().find(|h| h.previous == number).map(|h| h.previous_end);
+        let header = self.headers.get(&number);
+        if let Some(header) = header {
+            log.floor = log.floor.max(header.floor);
+            log.sequence = log.sequence.max(header.sequence);
+        }
+        let scan = scan(&bytes, Seed::new(self.salt, number), end);
+        if from.is_some_and(|p| scan.mark(&bytes, header, p.end) != Some(p.mark)) {
+            return Ok(false);
+        }
+        let start = from.map_or(0, |p| p.end);
+        for (offset, decoded) in scan.records.iter().filter(|(offset, _)| *offset >= start) {
             let at = At { segment: number, offset: *offset };
-            self.sequence = self.sequence.max(decoded.sequence.saturating_add(1));
-            self.floor = self.floor.max(decoded.header.id.as_u64());
-            self.ledger.apply(decoded, at);
+            log.sequence = log.sequence.max(decoded.sequence.saturating_add(1));
+            log.floor = log.floor.max(decoded.header.id.as_u64());
+            log.ledger.apply(decoded, at);
+        }
+        log.uncovered += u64::from(scan.end.saturating_sub(start.max(FIRST)));
+        if self.names.segments.last() == Some(&number) {
+            let next = bytes.get(scan.end as usize..).and_then(record::claimed_sequence);
+            log.report.torn_tail = next.is_some_and(|s| s >= log.sequence);
+            let mark = scan.mark(&bytes, header, scan.end);
+            log.tail = Some(Tail { number, end: scan.end, mark, open: header.is_some() });
         }
         for (range, id) in scan.damage {
-            let kept = quarantine(storage, number, &range, &bytes);
+            let kept = quarantine(self.storage, number, &range, &bytes);
             if kept.is_err()
-                && let Some(segment) = self.ledger.segments.get_mut(&number)
+                && let Some(segment) = log.ledger.segments.get_mut(&number)
             {
                 // As long as there is no copy the segment is not reused.
                 segment.needed += 1;
             }
-            self.report.damage.push(Damage { segment: number, range, id });
+            log.report.damage.push(Damage { segment: number, range, id });
         }
-        let last = self.names.segments.last() == Some(&number);
-        if last {
-            let next = bytes.get(scan.end as usize..).and_then(record::claimed_sequence);
-            self.report.torn_tail = next.is_some_and(|s| s >= self.sequence);
-            self.tail = Some(Tail { number, end: scan.end, open: header.is_some() });
-        }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -289,6 +375,17 @@ fn scan(bytes: &[u8], seed: Seed, end: Option<u32>) -> Scan {
 }
 
 impl Scan {
+    /// The checksum in the header of what ends at `end`: a record, or the segment's own header.
+    fn mark(&self, bytes: &[u8], header: Option<&SegmentHeader>, end: u32) -> Option<u32> {
+        if end == FIRST {
+            return header.map(SegmentHeader::mark);
+        }
+        let before = self.records.partition_point(|(at, _)| *at < end).checked_sub(1)?;
+        let (at, decoded) = self.records.get(before)?;
+        let ends = u64::from(*at) + decoded.len() == u64::from(end);
+        if ends { record::mark(bytes, *at as usize) } else { None }
+    }
+
     /// The bad ranges before `until` are damage: something good follows.
     fn ruin(&mut self, bad: &mut Vec<(usize, Option<QueueId>)>, until: usize) {
         let ends = bad.iter().skip(1).map(|(at, _)| *at).chain([until]).collect::<Vec<_>>();
@@ -338,10 +435,12 @@ fn quarantine(
         other => other?,
     };
     let written = file.write_at(octets, 0).and_then(|()| file.sync());
-    if written.is_err() {
+    let named = written.and_then(|()| storage.sync_dir(Path::new(QUARANTINE)));
+    if named.is_err() {
         let _ = storage.remove(&path);
     }
-    written
+    // The directory itself may be new.
+    named.and_then(|()| storage.sync_dir(Path::new("")))
 }
 
 /// The messages whose bodies are in files.

@@ -39,7 +39,7 @@ pub(super) struct Pool {
 }
 
 /// The names in the segments' directory.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Names {
     pub(super) segments: Vec<u32>,
     pub(super) spares: Vec<PathBuf>,

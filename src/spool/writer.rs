@@ -10,8 +10,10 @@ use super::record::{self, Decoded, Kind, Seed, SegmentHeader};
 use super::recovery::Tail;
 use super::segment::{self, At, FIRST, Pool, Segment};
 use super::shared::Shared;
+use super::snapshot::{self, Point};
 use super::storage::File;
 use super::{SpoolError, io_error};
+use crate::event::SpoolSnapshotFailed;
 use crate::mail::QueueId;
 
 /// The most that one batch writes.
@@ -32,6 +34,8 @@ pub(super) struct Writer {
     floor: u64,
     buffer: Vec<u8>,
     unlooked: u64,
+    /// Octets of the log that no snapshot covers.
+    uncovered: u64,
     /// What is copied forward: messages of the oldest segment.
     pub(super) copying: Vec<QueueId>,
     /// The segment they are in; it is not chosen again before the next look at the disk.
@@ -45,6 +49,8 @@ struct Current {
     number: u32,
     file: Arc<dyn File>,
     end: u32,
+    /// The checksum in the last header before the end, where there is a good one.
+    mark: Option<u32>,
     /// Nothing more may be written to it.
     sealed: bool,
 }
@@ -56,11 +62,12 @@ impl Writer {
         pool: Pool,
         tail: Option<Tail>,
         next: (u32, u64, u64),
+        uncovered: u64,
     ) -> Self {
         let current = tail.and_then(|tail| {
             let file = core.state().ledger.segments.get(&tail.number).map(|s| Arc::clone(&s.file));
-            let Tail { number, end, open } = tail;
-            file.map(|file| Current { number, file, end, sealed: !open })
+            let Tail { number, end, mark, open } = tail;
+            file.map(|file| Current { number, file, end, mark, sealed: !open })
         });
         let (next_number, sequence, floor) = next;
         let buffer = Vec::new();
@@ -73,6 +80,7 @@ impl Writer {
             floor,
             buffer,
             unlooked: 0,
+            uncovered,
             copying: Vec::new(),
             oldest: None,
             unmovable: None,
@@ -95,6 +103,32 @@ impl Writer {
                 self.look();
             }
             self.compact();
+            if self.uncovered >= core.settings.snapshot_every {
+                self.snapshot();
+            }
+        }
+        if self.uncovered > 0 {
+            self.snapshot();
+        }
+    }
+
+    /// Writes down the state of the queue. Nothing is lost when that fails: the log has it all.
+    fn snapshot(&mut self) {
+        self.uncovered = 0;
+        let Some(Current { number, end, mark: Some(mark), .. }) = self.current else { return };
+        let (sequence, floor) = (self.sequence, self.floor);
+        let point = Point { segment: number, end, mark, sequence, floor };
+        let state = self.core.state();
+        if state.gate.is_low() || state.ledger.incomplete {
+            return;
+        }
+        drop(state);
+        // Only this thread puts messages in and takes them out, so the pages fit together.
+        let page = |after, limit| self.core.state().ledger.index.slots_after(after, limit);
+        let storage = &*self.core.storage;
+        if let Err(e) = snapshot::write(storage, self.core.salt, &point, page) {
+            let error = io_error("snapshot", &self.core.settings.path.join(snapshot::DIR), e);
+            SpoolSnapshotFailed { error: &error }.emit();
         }
     }
 
@@ -180,11 +214,13 @@ impl Writer {
         let seed = Seed::new(self.core.salt, current.number);
         self.buffer.clear();
         let mut places = Vec::with_capacity(jobs.len());
+        let mut last = 0;
         for (job, sequence) in jobs.iter().zip(self.sequence..) {
             let offset = u64::from(current.end) + self.buffer.len() as u64;
             let offset = u32::try_from(offset).unwrap_or(u32::MAX);
             places.push(At { segment: current.number, offset });
             let buffer = &mut self.buffer;
+            last = buffer.len();
             record::encode(buffer, seed, sequence, &job.header, &job.meta, &job.body);
         }
         let end = u64::from(current.end) + self.buffer.len() as u64;
@@ -197,6 +233,8 @@ impl Writer {
             return Err(io_error("write", &self.core.settings.path.join(path), e));
         }
         current.end = u32::try_from(end).unwrap_or(u32::MAX);
+        current.mark = record::mark(&self.buffer, last);
+        self.uncovered += self.buffer.len() as u64;
         self.sequence += jobs.len() as u64;
         let greatest = jobs.iter().map(|j| j.header.id.as_u64()).max();
         self.floor = self.floor.max(greatest.unwrap_or(0));
@@ -226,7 +264,8 @@ impl Writer {
         self.pool.install(&*file, &header).map_err(|e| io_error("begin", &path, e))?;
         let segment = Segment { file: Arc::clone(&file), needed: 0 };
         self.core.state().ledger.segments.insert(number, segment);
-        self.current = Some(Current { number, file, end: FIRST, sealed: false });
+        let mark = Some(header.mark());
+        self.current = Some(Current { number, file, end: FIRST, mark, sealed: false });
         Ok(())
     }
 
@@ -311,7 +350,7 @@ impl Writer {
 }
 
 /// The directories of a spool.
-pub(super) const DIRS: [&str; 2] = [segment::DIR, big::DIR];
+pub(super) const DIRS: [&str; 3] = [segment::DIR, big::DIR, snapshot::DIR];
 
 /// Makes the directories of a spool.
 pub(super) fn prepare(storage: &dyn super::storage::Storage) -> std::io::Result<()> {

@@ -211,6 +211,15 @@ impl Image {
         inode.durable = Arc::clone(&inode.live);
     }
 
+    /// The same without the files of one directory.
+    pub fn without(mut self, dir: &str) -> Self {
+        if let Some(dir) = self.dirs.get_mut(Path::new(dir)) {
+            dir.live.clear();
+            dir.durable.clear();
+        }
+        self
+    }
+
     /// Takes a file away.
     pub fn lose(&mut self, path: &Path) {
         let (dir, name) = split(path);

@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod limits;
 mod model;
+mod snapshots;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
