@@ -85,6 +85,18 @@ fn live(steps: u64, seed: u64, moments: SyncSender<Moment>) {
     machine.unwatch();
 }
 
+/// The process is killed at this sync and started again, and works a little. What it found is in
+/// the machine's memory, and must be on the disk before it counts: then the power goes.
+async fn kill(moment: &Moment, fate: u64) {
+    let mut random = fastrand::Rng::with_seed(fate);
+    let machine = Machine::with(moment.image.clone(), fate);
+    let mut life = Life::resume(machine, moment.ledger.clone()).await;
+    for _ in 0..random.u8(..8) {
+        life.step(random.u8(..), random.u8(..)).await;
+    }
+    life.cut(random.u64(..)).await;
+}
+
 fn check_all(moments: &Mutex<Receiver<Moment>>, seed: u64) -> u64 {
     let runtime = runtime();
     let mut checked = 0;
@@ -100,6 +112,9 @@ fn check_all(moments: &Mutex<Receiver<Moment>>, seed: u64) -> u64 {
 async fn check(moment: &Moment, seed: u64) {
     let number = moment.number;
     let fate = seed.wrapping_mul(4).wrapping_add(number);
+    if number % 4 == 1 {
+        kill(moment, fate).await;
+    }
     let image = moment.image.cut(fate);
     if number % 4 == 2 {
         // A snapshot only saves time.

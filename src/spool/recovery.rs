@@ -72,6 +72,8 @@ pub(super) struct Ledger {
 pub(super) struct Tail {
     pub(super) number: u32,
     pub(super) end: u32,
+    /// Up to here it is known to be on the disk.
+    kept: u32,
     /// The checksum in the last header before the end, where there is a good one.
     pub(super) mark: Option<u32>,
     /// Whether more may be written to it.
@@ -123,11 +125,8 @@ pub(super) fn read(storage: &Arc<dyn Storage>, salt: u32) -> Result<Log, OpenErr
         // Later it might seem to fit. Its mark says it doesn't, and nobody needs it.
         storage.remove(&path).map_err(io("remove", &path))?;
     }
-    if let Some(tail) = &log.tail
-        && let Some(segment) = log.ledger.segments.get(&tail.number)
-    {
-        // What the last process wrote and did not sync may be only in memory; it counts now.
-        segment.file.sync().map_err(io("sync", &segment::path(tail.number)))?;
+    if let Some(tail) = &log.tail {
+        source.keep(tail).map_err(io("sync", &segment::path(tail.number)))?;
     }
     big::sweep(&**storage, &mut log).map_err(io("sweep", Path::new(big::DIR)))?;
     let Recovered { damage, without_body, .. } = &log.report;
@@ -209,6 +208,27 @@ impl<'a> Source<'a> {
         Ok((whole && log.report.damage.is_empty()).then_some(log))
     }
 
+    /// Makes durable what was found. The last process may have died before it synced a name, or
+    /// what it wrote; or a sync failed, and then memory has pages that the disk does not have, and
+    /// that only another write would bring there.
+    fn keep(&self, tail: &Tail) -> std::io::Result<()> {
+        if let Some(file) = self.files.get(&tail.number) {
+            let mut block = vec![0; BLOCK];
+            let mut at = tail.kept;
+            while at < tail.end {
+                let n = BLOCK.min((tail.end - at) as usize);
+                let part = block.get_mut(..n).unwrap_or_default();
+                // What can't be read was not found either.
+                if file.read_exact_at(part, u64::from(at)).is_ok() {
+                    file.write_at(part, u64::from(at))?;
+                }
+                at = at.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+            }
+            file.sync()?;
+        }
+        self.storage.sync_dir(Path::new(segment::DIR))
+    }
+
     /// A log of which nothing was read.
     fn begin(&self) -> Log {
         let segments = self.files.iter().map(|(number, file)| {
@@ -260,7 +280,8 @@ impl<'a> Source<'a> {
             let next = bytes.get(scan.end as usize..).and_then(record::claimed_sequence);
             log.report.torn_tail = next.is_some_and(|s| s >= log.sequence);
             let mark = scan.mark(&bytes, header, scan.end);
-            log.tail = Some(Tail { number, end: scan.end, mark, open: header.is_some() });
+            let (end, open) = (scan.end, header.is_some());
+            log.tail = Some(Tail { number, end, kept: start, mark, open });
         }
         for (range, id) in scan.damage {
             let kept = quarantine(self.storage, number, &range, &bytes);

@@ -66,7 +66,7 @@ impl Writer {
     ) -> Self {
         let current = tail.and_then(|tail| {
             let file = core.state().ledger.segments.get(&tail.number).map(|s| Arc::clone(&s.file));
-            let Tail { number, end, mark, open } = tail;
+            let Tail { number, end, mark, open, .. } = tail;
             file.map(|file| Current { number, file, end, mark, sealed: !open })
         });
         let (next_number, sequence, floor) = next;

@@ -87,6 +87,16 @@ impl Life {
         Self { machine, ledger, log, claims, now: NOON, faulty: false }
     }
 
+    /// A life that goes on where another was killed, on what is in the machine's memory.
+    pub async fn resume(machine: Arc<Machine>, ledger: Ledger) -> Self {
+        let log = Arc::new(open(&machine).0);
+        let ledger = Arc::new(Mutex::new(ledger));
+        let mut life = Self { machine, ledger, log, claims: Vec::new(), now: NOON, faulty: false };
+        let recovered = Recovered { messages: life.log.stats().messages(), ..Recovered::default() };
+        life.settle_on(&recovered, "resumed").await;
+        life
+    }
+
     /// One step: which one, and with what.
     pub async fn step(&mut self, what: u8, with: u8) {
         self.now = self.now.after(Duration::from_millis(20));
@@ -143,10 +153,16 @@ impl Life {
     async fn reopen(&mut self, clean: bool) {
         self.claims.clear();
         let (log, recovered) = open(&self.machine);
-        let ledger = self.ledger.lock().unwrap().clone();
         self.log = Arc::new(log);
-        if let Err(wrong) = ledger.agrees(&*self.log, &recovered).await {
-            panic!("{wrong}; {recovered:?}; closed: {clean}");
+        self.settle_on(&recovered, if clean { "closed" } else { "cut off" }).await;
+        self.faulty = false;
+    }
+
+    /// What the spool says now is what it must say from now on.
+    async fn settle_on(&mut self, recovered: &Recovered, context: &str) {
+        let ledger = self.ledger.lock().unwrap().clone();
+        if let Err(wrong) = ledger.agrees(&self.log, recovered).await {
+            panic!("{wrong}; {recovered:?}; {context}");
         }
         let entries = self.log.list(None, usize::MAX).await.unwrap();
         let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.message.id, e)).collect();
@@ -157,7 +173,6 @@ impl Life {
             known.may = vec![known.now];
             true
         });
-        self.faulty = false;
     }
 
     async fn put(&self, size: usize) {
