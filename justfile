@@ -19,7 +19,7 @@ quickstart:
 doc:
     cargo doc --no-deps --document-private-items --open
 
-# Fuzz one of command, session, data, address (needs cargo-fuzz); `just test` runs their corpora
+# Fuzz one of command, session, data, address, spool (needs cargo-fuzz); `just test` runs their corpora
 fuzz TARGET SECONDS="60":
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{ TARGET }} -- -max_total_time={{ SECONDS }}
 

@@ -16,15 +16,15 @@ mod machine;
 #[path = "support/spool.rs"]
 mod spool;
 
+use std::fs;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use machine::{Image, Machine};
-use spool::{Ledger, Life, open};
-
-/// Errors of a disk: EIO and ENOSPC.
-const ERRORS: [i32; 2] = [5, 28];
+use proptest::prelude::*;
+use spool::{EIO, ENOSPC, Ledger, Life, open};
 
 /// A moment at which the power may go.
 struct Moment {
@@ -173,7 +173,7 @@ fn calls_that_fail_and_then_a_power_cut_lose_nothing_that_was_acknowledged() {
                 }
                 // One call, some, or all from there on.
                 let count = [1, random.u64(1..9), u64::MAX][random.usize(..3)];
-                life.fail(random.u64(..60), count, random.choice(ERRORS).unwrap());
+                life.fail(random.u64(..60), count, random.choice([EIO, ENOSPC]).unwrap());
                 for _ in 0..20 {
                     life.step(random.u8(..), random.u8(..)).await;
                 }
@@ -181,6 +181,30 @@ fn calls_that_fail_and_then_a_power_cut_lose_nothing_that_was_acknowledged() {
             }
         });
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_life_with_any_faults_keeps_its_promises(
+        steps in prop::collection::vec((any::<u8>(), any::<u8>()), 1..150),
+    ) {
+        let octets: Vec<u8> = steps.into_iter().flat_map(|(what, with)| [what, with]).collect();
+        spool::property(&octets);
+    }
+}
+
+#[test]
+fn the_corpus_of_the_fuzzer_keeps_its_promises() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/spool");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        eprintln!("{}", path.display());
+        spool::property(&fs::read(path).unwrap());
+        seen += 1;
+    }
+    assert!(seen > 0);
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -20,6 +20,9 @@ use crate::machine::{Machine, MachineStorage};
 
 const NOON: Timestamp = Timestamp::from_millis(1_795_252_321_431);
 const LEASE: Duration = Duration::from_secs(2);
+/// Errors of a disk.
+pub const EIO: i32 = 5;
+pub const ENOSPC: i32 = 28;
 /// Larger than what goes into the log.
 const LARGE: usize = (512 << 10) + 3000;
 
@@ -61,6 +64,29 @@ pub struct Life {
     now: Timestamp,
     /// Something failed since the last restart.
     faulty: bool,
+}
+
+/// Any life, with any restarts, power cuts and failing calls in it, keeps its promises. Each two
+/// octets are a step.
+pub fn property(octets: &[u8]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let mut life = Life::begin(Machine::new(0));
+        for step in octets.chunks_exact(2).take(200) {
+            let (what, with) = (step[0], step[1]);
+            let error = if with % 2 == 0 { EIO } else { ENOSPC };
+            match what {
+                250 => life.restart().await,
+                251 => life.cut(u64::from(with)).await,
+                // One call, some, or all from some call on.
+                252 => life.fail(u64::from(with / 4), 1, error),
+                253 => life.fail(u64::from(with / 8), u64::from(with % 8), error),
+                254 => life.fail(u64::from(with / 4), u64::MAX, error),
+                _ => life.step(what, with).await,
+            }
+        }
+        life.cut(octets.len() as u64).await;
+    });
 }
 
 /// Small segments, so that a short life has many.
@@ -121,8 +147,8 @@ impl Life {
             224..232 => self.act(with, Action::Release).await,
             232..236 => self.act(with, Action::Retry).await,
             236..242 => self.act(with, Action::Requeue).await,
-            242..252 => self.act(with, Action::Delete).await,
-            252.. => self.now = self.now.after(LEASE),
+            242..249 => self.act(with, Action::Delete).await,
+            249.. => self.now = self.now.after(LEASE),
         }
     }
 
