@@ -125,7 +125,7 @@ async fn check(moment: &Moment, seed: u64) {
     let machine = Machine::with(image, fate);
     // Opening writes too: now and then the power goes once more.
     let cuts = Arc::new(Mutex::new(Vec::new()));
-    if number % 16 == 0 {
+    if number.is_multiple_of(16) {
         let cuts = Arc::clone(&cuts);
         machine.watch(move |image| cuts.lock().unwrap().push(image.clone()));
     }

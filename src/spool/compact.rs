@@ -16,8 +16,8 @@ const RECORDS: usize = 64;
 const OCTETS: u64 = 4 << 20;
 
 impl Writer {
-    /// Copies some records of the oldest segment to the end of the log, when less than two fifths
-    /// of the log are needed. Always the oldest: what is left behind there can only be older copies
+    /// Copies some records of the oldest segment to the end of the log, when less than half
+    /// of the log is needed. Always the oldest: what is left behind there can only be older copies
     /// and the ends of messages that are gone.
     pub(super) fn compact(&mut self) {
         if self.copying.is_empty() && !self.choose() {
@@ -63,7 +63,7 @@ impl Writer {
         let segments = &state.ledger.segments;
         let Some(oldest) = segments.keys().next().copied() else { return false };
         let log = segments.len() as u64 * self.core.settings.segment_size;
-        let wasteful = segments.len() >= SEGMENTS && state.ledger.live * 5 < log * 2;
+        let wasteful = segments.len() >= SEGMENTS && state.ledger.live * 2 < log;
         if !wasteful || self.oldest == Some(oldest) || self.unmovable == Some(oldest) {
             return false;
         }

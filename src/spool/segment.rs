@@ -9,8 +9,10 @@ use super::storage::{File, Is, Open, Storage};
 
 /// The directory of the segments.
 pub(super) const DIR: &str = "seg";
-/// Drained segments kept for reuse: their blocks are there, so a sync in them costs less.
+/// Drained segments kept for reuse, at most: their blocks are there, so a sync in them costs less.
 pub(super) const SPARES: usize = 4;
+/// One spare for so many segments of the log, so that a drained spool gives the disk back.
+const LOG_PER_SPARE: usize = 4;
 
 const RESERVE: &str = "seg/reserve.seg";
 /// Read at once to see a record's header and, nearly always, its metadata.
@@ -181,17 +183,24 @@ impl Pool {
     }
 
     /// Takes in a drained segment: as the reserve, as a spare, or not at all.
-    pub(super) fn recycle(&mut self, number: u32) -> io::Result<()> {
+    /// The log has `log` segments.
+    pub(super) fn recycle(&mut self, number: u32, log: usize) -> io::Result<()> {
+        let spares = (log / LOG_PER_SPARE).clamp(1, SPARES);
         let path = path(number);
         if !self.reserve {
             self.storage.rename(&path, Path::new(RESERVE))?;
             self.reserve = true;
-        } else if self.spares.len() < SPARES {
+        } else if self.spares.len() < spares {
             let spare = spare_path(number);
             self.storage.rename(&path, &spare)?;
             self.spares.push(spare);
         } else {
             self.storage.remove(&path)?;
+        }
+        while self.spares.len() > spares
+            && let Some(spare) = self.spares.pop()
+        {
+            self.storage.remove(&spare)?;
         }
         // In order: a later segment may only go when this one is gone for good.
         self.storage.sync_dir(Path::new(DIR))

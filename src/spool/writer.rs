@@ -316,11 +316,13 @@ impl Writer {
     /// would bring the message back.
     pub(super) fn reclaim(&mut self) {
         loop {
-            let oldest =
-                self.core.state().ledger.segments.first_key_value().map(|(n, s)| (*n, s.needed));
+            let (log, oldest) = {
+                let segments = &self.core.state().ledger.segments;
+                (segments.len(), segments.first_key_value().map(|(n, s)| (*n, s.needed)))
+            };
             let Some((number, 0)) = oldest else { break };
             if self.current.as_ref().is_none_or(|c| c.number == number)
-                || self.pool.recycle(number).is_err()
+                || self.pool.recycle(number, log).is_err()
             {
                 break;
             }
