@@ -108,13 +108,17 @@ pub(super) fn read_body(
     seed: Seed,
     offset: u32,
 ) -> io::Result<Result<Vec<u8>, Bad>> {
+    let rest = file.size()?.saturating_sub(u64::from(offset));
+    if rest < record::HEADER as u64 {
+        // The file was cut off: no error of the disk that may pass.
+        return Ok(Err(Bad::Header));
+    }
     let mut head = vec![0; record::HEADER];
     file.read_exact_at(&mut head, u64::from(offset))?;
     let decoded = match record::decode_header(&head, seed) {
         Ok(decoded) => decoded,
         Err(bad) => return Ok(Err(bad)),
     };
-    let rest = file.size()?.saturating_sub(u64::from(offset));
     let len = usize::try_from(decoded.inline_len()).unwrap_or(usize::MAX);
     let start = record::HEADER + decoded.meta_len;
     if (start as u64).saturating_add(decoded.inline_len()) > rest {

@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -381,6 +381,11 @@ impl Ledger {
         }
     }
 
+    /// The messages that are there for certain.
+    pub fn ids(&self) -> BTreeSet<QueueId> {
+        self.messages.keys().copied().collect()
+    }
+
     /// Whether every body is there, octet for octet. What is held or dead comes back for it.
     pub async fn bodies_agree(&self, log: &SegmentLog, lost: &[QueueId]) -> Result<(), String> {
         let later = NOON.after(Duration::from_hours(1000));
@@ -406,6 +411,30 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// The messages that can be delivered, each octet for octet what was stored; the others are known
+/// to be damaged.
+pub async fn whole(log: &SegmentLog) -> Result<BTreeSet<QueueId>, String> {
+    let later = NOON.after(Duration::from_hours(1000));
+    for entry in log.list(None, usize::MAX).await.map_err(|e| e.to_string())? {
+        for action in [Action::Release, Action::Requeue] {
+            let _ = log.act(entry.message.id, action, later).await;
+        }
+    }
+    let mut whole = BTreeSet::new();
+    for claim in log.claim(later, usize::MAX, LEASE).await.map_err(|e| e.to_string())? {
+        let (id, size) = (claim.message.id, claim.message.size);
+        match log.body(&claim).await {
+            Ok(found) if octets(&found) == body(id, usize::try_from(size).unwrap()) => {
+                whole.insert(id);
+            }
+            Ok(_) => return Err(format!("the body of {id} is not what was stored")),
+            Err(SpoolError::Damaged(_)) => {}
+            Err(e) => return Err(format!("{id}: {e}")),
+        }
+    }
+    Ok(whole)
 }
 
 impl Stand {
