@@ -134,6 +134,63 @@ fn every_key_of_the_reference_configuration_is_explained() {
     check(&reference, check_keys);
 }
 
+#[test]
+fn every_claim_about_the_spool_names_a_test_that_exists() {
+    let tests = BTreeSet::from(["that_it_does_what_it_says".to_owned()]);
+    let page = "# S\n\n## A\n\nIt does.\n\n> Proof. `that_it_does_what_it_says`.\n";
+    assert!(check_proofs(page, &tests).is_empty());
+    assert_eq!(check_proofs(&page.replace("Proof", "Truth"), &tests).len(), 1);
+    assert_eq!(check_proofs(&page.replace("says", "sings"), &tests).len(), 1);
+
+    let is_test = |line: &str| line.trim_start().starts_with("#[") && line.contains("test");
+    let mut tests = BTreeSet::new();
+    for file in rust_sources() {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        tests.extend(functions(&text, is_test));
+        // The conformance suite names its checks in a macro.
+        if text.contains("macro_rules! conformance") {
+            tests.extend(functions(&text, |_| true));
+        }
+    }
+    let page = fs::read_to_string(root().join("docs/spool.md")).unwrap();
+    let found = check_proofs(&page, &tests);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// Parts of the page that advise or announce.
+const WITHOUT_PROOF: [&str; 2] = ["By hand", "Not there yet"];
+
+fn check_proofs(page: &str, tests: &BTreeSet<String>) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in page.split("\n## ").skip(1) {
+        let title = part.lines().next().unwrap_or_default();
+        let proofs: Vec<&str> = part.lines().filter_map(|line| line.strip_prefix("> ")).collect();
+        if !WITHOUT_PROOF.contains(&title) && !proofs.iter().any(|l| l.starts_with("Proof")) {
+            found.push(format!("docs/spool.md: {title}: no proof"));
+        }
+        let text = proofs.join(" ");
+        let named = text.split('`').skip(1).step_by(2).filter(|n| n.matches('_').count() > 2);
+        let missing = named.filter(|name| !tests.contains(*name));
+        found.extend(missing.map(|name| format!("docs/spool.md: {title}: no test {name}")));
+    }
+    found
+}
+
+/// The functions that follow a line of which `after` holds, with other attributes between.
+fn functions(text: &str, after: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut marked = false;
+    for line in text.lines() {
+        let rest = line.trim_start();
+        let rest = rest.trim_start_matches("pub(super) ").trim_start_matches("async ");
+        if let Some(name) = rest.strip_prefix("fn ").filter(|_| marked || after(line)) {
+            found.push(name.split(['(', '<']).next().unwrap_or_default().to_owned());
+        }
+        marked = after(line) || (marked && rest.starts_with("#["));
+    }
+    found
+}
+
 /// Applies a check to files, and fails with everything it found.
 #[track_caller]
 fn check(files: &[PathBuf], check: impl Fn(&str, &str) -> Vec<String>) {

@@ -156,3 +156,35 @@ async fn a_body_that_rots_while_the_spool_is_open_is_noticed_when_it_is_read() {
         assert!(matches!(read, Err(SpoolError::Damaged(i)) if i == id), "{read:?}");
     }
 }
+
+#[tokio::test]
+async fn a_segment_whose_damage_could_not_be_copied_is_not_reused() {
+    let dir = directory();
+    let (log, _) = open(dir.path());
+    for n in 0..12 {
+        put(&log, n, &[b'x'; 3000]).await.unwrap();
+    }
+    drop(log);
+    fs::remove_dir_all(dir.path().join("snap")).unwrap();
+    let first = dir.path().join("seg/0000000001.seg");
+    let mut bytes = fs::read(&first).unwrap();
+    bytes[3000] ^= 1;
+    fs::write(&first, &bytes).unwrap();
+    let drain = async |log: SegmentLog| {
+        let later = NOON.after(Duration::from_secs(9));
+        for claim in log.claim(later, 100, Duration::from_secs(1)).await.unwrap() {
+            log.settle(&claim, Settlement::Finished).await.unwrap();
+        }
+    };
+    let (storage, control) = Faulty::new(dir.path().into());
+    control.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (log, recovered) = SegmentLog::open_on(storage, settings(dir.path()), noon()).unwrap();
+    assert_eq!((recovered.damage.len(), recovered.messages), (1, 11));
+    drain(log).await;
+    assert!(fs::read(&first).unwrap() == bytes, "it is all there is of the damage");
+    let (log, recovered) = open(dir.path());
+    assert_eq!(recovered.damage.len(), 1);
+    put(&log, 0, b"x").await.unwrap();
+    drop(log);
+    assert!(dir.path().join("quarantine").is_dir() && !first.exists());
+}
