@@ -92,7 +92,8 @@ impl SegmentLog {
             changed: Notify::new(),
             state: Mutex::new(state),
         });
-        let writer = Writer::new(Arc::clone(&core), pool, log.tail, next, log.uncovered);
+        let writer =
+            Writer::new(Arc::clone(&core), pool, log.tail, next, (log.uncovered, log.covered));
         let thread = std::thread::Builder::new().name("spool".into());
         let thread = thread.spawn(move || {
             writer.run();

@@ -91,8 +91,9 @@ pub(super) struct Log {
     pub(super) floor: u64,
     /// The sequence number of the next record.
     pub(super) sequence: u64,
-    /// Octets that no snapshot covers.
+    /// Octets that no snapshot covers, and messages in the one that was used.
     pub(super) uncovered: u64,
+    pub(super) covered: u64,
     pub(super) names: Names,
     pub(super) report: Recovered,
 }
@@ -190,7 +191,7 @@ impl<'a> Source<'a> {
             return Ok(None);
         }
         let mut log = self.begin();
-        (log.sequence, log.floor) = (point.sequence, point.floor);
+        (log.sequence, log.floor, log.covered) = (point.sequence, point.floor, slots.len() as u64);
         for (_, slot) in &slots {
             log.ledger.need(slot.place, true);
         }
@@ -238,7 +239,7 @@ impl<'a> Source<'a> {
         let ledger = Ledger { segments: segments.collect(), ..Ledger::default() };
         let names = self.names.clone();
         let report = Recovered { damage: self.missing(), ..Recovered::default() };
-        Log { ledger, tail: None, floor: 0, sequence: 1, uncovered: 0, names, report }
+        Log { ledger, tail: None, floor: 0, sequence: 1, uncovered: 0, covered: 0, names, report }
     }
 
     /// The segments that a later one names and that are not there.

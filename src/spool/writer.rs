@@ -21,6 +21,8 @@ const BATCH: u64 = 16 << 20;
 /// How long the writer sits idle before it looks at the disk again; and how many octets it writes.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_EVERY: u64 = 16 << 20;
+/// A snapshot of so many messages takes less than a mebibyte.
+const SMALL: u64 = 16 << 10;
 /// A buffer larger than this is given back after the batch that needed it.
 const BUFFER: usize = 1 << 20;
 
@@ -34,8 +36,9 @@ pub(super) struct Writer {
     floor: u64,
     buffer: Vec<u8>,
     unlooked: u64,
-    /// Octets of the log that no snapshot covers.
+    /// Octets of the log that no snapshot covers, and messages in the newest one.
     uncovered: u64,
+    covered: u64,
     /// What is copied forward: messages of the oldest segment.
     pub(super) copying: Vec<QueueId>,
     /// The segment they are in; it is not chosen again before the next look at the disk.
@@ -62,7 +65,7 @@ impl Writer {
         pool: Pool,
         tail: Option<Tail>,
         next: (u32, u64, u64),
-        uncovered: u64,
+        (uncovered, covered): (u64, u64),
     ) -> Self {
         let current = tail.and_then(|tail| {
             let file = core.state().ledger.segments.get(&tail.number).map(|s| Arc::clone(&s.file));
@@ -81,6 +84,7 @@ impl Writer {
             buffer,
             unlooked: 0,
             uncovered,
+            covered,
             copying: Vec::new(),
             oldest: None,
             unmovable: None,
@@ -103,7 +107,7 @@ impl Writer {
                 self.look();
             }
             self.compact();
-            if self.uncovered >= core.settings.snapshot_every {
+            if self.is_snapshot_due() {
                 self.snapshot();
             }
         }
@@ -112,9 +116,18 @@ impl Writer {
         }
     }
 
+    /// Whether much was written since the last snapshot, or most of what is in it is gone: it would
+    /// keep room on the disk that a drained spool gives back.
+    fn is_snapshot_due(&self) -> bool {
+        let shrunk = || self.core.state().ledger.index.stats().messages() < self.covered / 2;
+        self.uncovered >= self.core.settings.snapshot_every
+            || (self.covered > SMALL && self.uncovered > 0 && shrunk())
+    }
+
     /// Writes down the state of the queue. Nothing is lost when that fails: the log has it all.
     fn snapshot(&mut self) {
         self.uncovered = 0;
+        self.covered = self.core.state().ledger.index.stats().messages();
         let Some(Current { number, end, mark: Some(mark), .. }) = self.current else { return };
         let (sequence, floor) = (self.sequence, self.floor);
         let point = Point { segment: number, end, mark, sequence, floor };
