@@ -11,6 +11,14 @@ check:
 test *ARGS:
     tests/run {{ if ARGS == "" { "--locked" } else { ARGS } }}
 
+# Power cuts and failing disks, for minutes and with another seed each time
+crash-long:
+    POSTGATE_CRASH_STEPS=50000 POSTGATE_CRASH_ROUNDS=1500 POSTGATE_CRASH_SEED=$(date +%s) cargo test --test crash -- --nocapture
+
+# A spool of a million messages: memory, time to open, disk (docs/benchmarks.md)
+bench-spool:
+    cargo bench --bench spool
+
 # Try it: listens on loopback:2525, files what it gets under ./var
 quickstart:
     cargo run --release -- -c config/quickstart.toml run
