@@ -12,7 +12,7 @@ test *ARGS:
     tests/run {{ if ARGS == "" { "--locked" } else { ARGS } }}
 
 # Power cuts and failing disks, for minutes and with another seed each time
-crash-long:
+power-cuts:
     POSTGATE_CRASH_STEPS=50000 POSTGATE_CRASH_ROUNDS=1500 POSTGATE_CRASH_SEED=$(date +%s) cargo test --test crash -- --nocapture
 
 # A spool of a million messages: memory, time to open, disk (docs/benchmarks.md)
