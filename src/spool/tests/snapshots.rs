@@ -143,6 +143,26 @@ async fn a_snapshot_of_another_time_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_is_ahead_of_the_log_is_not_believed() {
+    let dir = directory();
+    let (log, _) = open(dir.path());
+    for n in 0..3 {
+        put(&log, n, b"x").await.unwrap();
+    }
+    let first_two = ids(&log).await[..2].to_vec();
+    drop(log);
+    assert_eq!(snapshots(dir.path()).len(), 1);
+    // The segment of a moment ago: its last record was not written yet.
+    let file = dir.path().join("seg/0000000001.seg");
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.windows(4).rposition(|w| w == crate::spool::record::MAGIC).unwrap();
+    bytes[last..].fill(0);
+    fs::write(&file, bytes).unwrap();
+    let (log, recovered) = open(dir.path());
+    assert_eq!((recovered.messages, ids(&log).await), (2, first_two));
+}
+
+#[tokio::test]
 async fn a_clean_close_leaves_a_snapshot_and_one_without_news_leaves_it_alone() {
     let dir = directory();
     let (log, _) = open(dir.path());
