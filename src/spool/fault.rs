@@ -23,6 +23,8 @@ pub(super) struct Control {
     pub(super) syncs: AtomicU64,
     /// Whether no file can be made or grow.
     pub(super) full: AtomicBool,
+    /// Whether nothing can be read.
+    pub(super) unreadable: AtomicBool,
     /// Syncs of files wait for this.
     pub(super) pause: Mutex<()>,
     /// Octets that are said to be free; zero for the truth.
@@ -124,6 +126,9 @@ struct FaultyFile {
 
 impl ReadAt for FaultyFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.control.unreadable.load(Ordering::SeqCst) {
+            return Err(io::Error::other("told to fail"));
+        }
         self.file.read_exact_at(buf, offset)
     }
 }

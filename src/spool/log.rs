@@ -12,16 +12,16 @@ use super::budget::Budget;
 use super::draft::LogDraft;
 use super::format;
 use super::gate::Gate;
-use super::index::{Index, View};
+use super::index::View;
 use super::lanes::{Job, Lanes};
 use super::place::{self, Lock, OpenError};
 use super::recent::Recent;
 use super::record::{Header, Kind};
 use super::recovery::{self, Recovered, Where};
 use super::rules;
-use super::segment::{self, Pool};
+use super::segment::{self, At, Pool};
 use super::shared::{Shared, State, blocking};
-use super::storage::{Disk, Storage};
+use super::storage::{Disk, File, Storage};
 use super::writer::{self, Writer};
 use super::{
     Action, Claim, Draft, Entry, Settings, Settlement, Spool, SpoolError, Stats, encode_message,
@@ -30,6 +30,9 @@ use super::{
 use crate::clock::{Clock, Timestamp};
 use crate::event::SpoolUnreadable;
 use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState};
+
+/// The wait after a message could not be read from the disk.
+const READ_AGAIN: Duration = Duration::from_mins(1);
 
 /// The spool on a local disk. Dropped, it writes what waits and lets go of its directory.
 pub struct SegmentLog {
@@ -164,7 +167,7 @@ impl Spool for SegmentLog {
             let read = |(id, epoch, _): (QueueId, u64, Where)| match core.read(id) {
                 Ok(message) => Some(Claim { message, epoch }),
                 Err(error) => {
-                    unreadable(&core, id, &error);
+                    unreadable(&core, id, epoch, now, &error);
                     None
                 }
             };
@@ -314,31 +317,39 @@ fn entry(view: View<Where>, message: Message) -> Entry {
 }
 
 /// A message that is due can't be read. Damaged, it is held for the operator; after an error of the
-/// disk it is tried again when its lease is over.
-fn unreadable(core: &Shared, id: QueueId, error: &SpoolError) {
+/// disk it is tried again soon.
+fn unreadable(core: &Shared, id: QueueId, epoch: u64, now: Timestamp, error: &SpoolError) {
+    let mut state = core.state();
     match error {
         SpoolError::NotFound(_) => return,
         SpoolError::Damaged(_) => {
-            let mut state = core.state();
             state.ledger.index.hold(id);
             state.ledger.incomplete = true;
         }
-        _ => {}
+        _ => {
+            let later = Settlement::Released(now.after(READ_AGAIN));
+            // Stale means that someone else has taken care of it.
+            let _ = state.ledger.index.settle(id, epoch, later);
+        }
     }
+    drop(state);
     SpoolUnreadable { id, error }.emit();
 }
 
 fn read_body(core: &Shared, id: QueueId) -> Result<Body, SpoolError> {
-    let (at, file) = core.locate(id, |place| place.body)?;
-    let io = |e| core.failed_read(at, e);
-    let is_big = |index: &Index<Where>| index.slot(id).is_some_and(|slot| slot.place.big);
-    if !is_big(&core.state().ledger.index) {
-        let body = segment::read_body(&*file, core.seed(at), at.offset).map_err(io)?;
-        return body.map(|b| Body::Memory(b.into())).map_err(|_| SpoolError::Damaged(id));
+    let big = core.state().ledger.index.slot(id).is_some_and(|slot| slot.place.big);
+    if !big {
+        let read =
+            |file: &dyn File, at: At| Ok(segment::read_body(file, core.seed(at), at.offset)?.ok());
+        let body = core.read_record(id, |place| place.body, read)?;
+        return Ok(Body::Memory(body.into()));
     }
-    let read = segment::read_meta(&*file, core.seed(at), at.offset).map_err(io)?;
-    let (decoded, _) = read.map_err(|_| SpoolError::Damaged(id))?;
-    let (len, crc) = (decoded.header.body_len, decoded.header.body_crc);
+    let read = |file: &dyn File, at: At| {
+        let read = segment::read_meta(file, core.seed(at), at.offset)?.ok();
+        Ok(read.map(|(decoded, _)| decoded.header).filter(|header| header.id == id))
+    };
+    let Header { body_len: len, body_crc: crc, .. } =
+        core.read_record(id, |place| place.body, read)?;
     let path = core.settings.path.join(big::path(id));
     let file = big::open(&*core.storage, id, len, crc).map_err(|e| io_error("read", &path, e))?;
     let source = file.ok_or(SpoolError::Damaged(id))?;

@@ -1,5 +1,6 @@
 //! What the log's handle, its drafts and its writer share.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -9,7 +10,7 @@ use super::gate::Gate;
 use super::lanes::Lanes;
 use super::recent::Recent;
 use super::record::Seed;
-use super::recovery::Ledger;
+use super::recovery::{Ledger, Where};
 use super::segment::{self, At};
 use super::storage::{File, Storage};
 use super::{Settings, SpoolError, io_error};
@@ -51,19 +52,36 @@ impl Shared {
 
     /// Reads the metadata of a message. Blocks.
     pub(super) fn read(&self, id: QueueId) -> Result<Message, SpoolError> {
+        let meta = self.read_record(
+            id,
+            |place| place.meta,
+            |file, at| {
+                let read = segment::read_meta(file, self.seed(at), at.offset)?.ok();
+                Ok(read.filter(|(decoded, _)| decoded.header.id == id).map(|(_, meta)| meta))
+            },
+        )?;
+        serde_json::from_slice(&meta).map_err(|_| SpoolError::Damaged(id))
+    }
+
+    /// Reads one of a message's records. Blocks.
+    ///
+    /// Meanwhile the message may have been settled, or copied forward, and the segment reused: what
+    /// does not read as the record is looked up once more before it is called damaged.
+    pub(super) fn read_record<T>(
+        &self,
+        id: QueueId,
+        which: impl Fn(&Where) -> At,
+        read: impl Fn(&dyn File, At) -> io::Result<Option<T>>,
+    ) -> Result<T, SpoolError> {
         let mut seen = None;
         loop {
-            let (at, file) = self.locate(id, |place| place.meta)?;
+            let (at, file) = self.locate(id, &which)?;
             if seen == Some(at) {
                 return Err(SpoolError::Damaged(id));
             }
-            let read = segment::read_meta(&*file, self.seed(at), at.offset);
-            match read.map_err(|e| self.failed_read(at, e))? {
-                Ok((decoded, meta)) if decoded.header.id == id => {
-                    return serde_json::from_slice(&meta).map_err(|_| SpoolError::Damaged(id));
-                }
-                // It may have been settled meanwhile, and its segment reused: looked up once more.
-                _ => seen = Some(at),
+            match read(&*file, at).map_err(|e| self.failed_read(at, e))? {
+                Some(record) => return Ok(record),
+                None => seen = Some(at),
             }
         }
     }
@@ -72,7 +90,7 @@ impl Shared {
     pub(super) fn locate(
         &self,
         id: QueueId,
-        which: impl FnOnce(&super::recovery::Where) -> At,
+        which: impl FnOnce(&Where) -> At,
     ) -> Result<(At, Arc<dyn File>), SpoolError> {
         let state = self.state();
         let slot = state.ledger.index.slot(id).ok_or(SpoolError::NotFound(id))?;
@@ -87,7 +105,7 @@ impl Shared {
     }
 
     /// A read error with its subject.
-    pub(super) fn failed_read(&self, at: At, e: std::io::Error) -> SpoolError {
+    pub(super) fn failed_read(&self, at: At, e: io::Error) -> SpoolError {
         io_error("read", &self.settings.path.join(segment::path(at.segment)), e)
     }
 }

@@ -1,6 +1,7 @@
 //! A disk that fails at every call there is, once or for good.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use super::*;
 
@@ -162,4 +163,16 @@ async fn a_settlement_that_failed_can_be_tried_again() {
     log.settle(&claim, Settlement::Finished).await.unwrap();
     drop(log);
     assert_eq!(open(dir.path()).1.messages, 0);
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_for_a_moment_is_due_again_in_a_minute() {
+    let dir = directory();
+    let (log, _, control) = open_faulty(&dir.path().join("spool"));
+    let id = put(&log, 0, b"x").await.unwrap();
+    control.unreadable.store(true, Ordering::SeqCst);
+    assert!(log.claim(NOON, 1, Duration::from_hours(2)).await.unwrap().is_empty());
+    assert_eq!(log.next_due(), Some(NOON.after(Duration::from_mins(1))));
+    control.unreadable.store(false, Ordering::SeqCst);
+    assert_eq!(claim_one(&log, NOON.after(Duration::from_mins(1))).await.message.id, id);
 }
