@@ -22,6 +22,8 @@ use crate::spool::{Action, Entry, Spool, SpoolError};
 
 /// Messages that are taken from the spool at a time while the queue is listed.
 pub(super) const PAGE: usize = 500;
+/// Octets of a content that are read at a time.
+pub(super) const PIECE: usize = 256 << 10;
 
 /// Who is at the other end of the socket.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +82,7 @@ pub(super) fn router(handles: Handles) -> Router {
         .route("/v1/ready", get(ready))
         .route("/v1/queue", get(list))
         .route("/v1/queue/{id}", get(show))
+        .route("/v1/queue/{id}/body", get(content))
         .route("/v1/queue/{id}/{action}", post(act))
         .route("/v1/reload", post(reload))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such request"))
@@ -165,6 +168,35 @@ async fn show(
     let id = parse_id(&id)?;
     let entry = handles.spool.show(id).await?.ok_or(SpoolError::NotFound(id))?;
     Ok(Json(entry))
+}
+
+/// A content, a piece at a time. It has a length, so that one that breaks off is seen to.
+async fn content(
+    State(handles): State<Handles>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    let content = handles.spool.content(parse_id(&id)?).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "message/rfc822".to_owned()),
+        (header::CONTENT_LENGTH, content.len().to_string()),
+    ];
+    let pieces = stream::try_unfold(0, move |at| {
+        let content = content.clone();
+        async move {
+            let piece = read_piece(content, at).await?;
+            let next = at + piece.len() as u64;
+            Ok::<_, std::io::Error>((!piece.is_empty()).then_some((piece, next)))
+        }
+    });
+    Ok((headers, Body::from_stream(pieces)).into_response())
+}
+
+async fn read_piece(content: crate::mail::Body, at: u64) -> std::io::Result<Bytes> {
+    if !content.is_stored() {
+        return content.chunk(at, PIECE);
+    }
+    let read = tokio::task::spawn_blocking(move || content.chunk(at, PIECE));
+    read.await.unwrap_or_else(|e| Err(std::io::Error::other(e)))
 }
 
 async fn act(

@@ -6,6 +6,7 @@
 //! | `GET /v1/ready` | 200 while new mail is taken, 503 while it is not |
 //! | `GET /v1/queue?state=S` | one JSON object in each line, oldest message first |
 //! | `GET /v1/queue/{id}` | one message, also one that was finished lately |
+//! | `GET /v1/queue/{id}/body` | its content, octet for octet |
 //! | `POST /v1/queue/{id}/{action}` | retry, hold, release, requeue or delete |
 //! | `POST /v1/reload` | reads the configuration again |
 //!

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use super::*;
 use crate::clock::{ManualClock, Timestamp};
 use crate::mail::{
-    Body, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState, ReversePath,
+    Body, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState, ReadAt, ReversePath,
 };
 use crate::spool::{Action, Claim, Draft, Entry, Settlement, SpoolError, Stats};
 
@@ -35,6 +35,14 @@ impl Spool for Map {
 
     async fn body(&self, _: &Claim) -> Result<Body, SpoolError> {
         Err(SpoolError::Closed)
+    }
+
+    async fn content(&self, id: QueueId) -> Result<Body, SpoolError> {
+        match self.entries.lock().unwrap().contains_key(&id) {
+            false => Err(SpoolError::NotFound(id)),
+            true if self.broken => Ok(Body::Stored { source: Arc::new(Cut), len: CONTENT_LEN }),
+            true => Ok(Body::Stored { source: Arc::new(Whole), len: CONTENT_LEN }),
+        }
     }
 
     async fn settle(&self, _: &Claim, _: Settlement) -> Result<(), SpoolError> {
@@ -84,6 +92,31 @@ impl Spool for Map {
     }
 
     async fn close(&self) {}
+}
+
+/// More than is read at once.
+const CONTENT_LEN: u64 = 3 * api::PIECE as u64 + 17;
+
+fn octet(at: u64) -> u8 {
+    b'a' + u8::try_from(at % 23).unwrap()
+}
+
+struct Whole;
+
+impl ReadAt for Whole {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        buf.iter_mut().zip(offset..).for_each(|(b, at)| *b = octet(at));
+        Ok(())
+    }
+}
+
+/// A file that fails from its second piece on.
+struct Cut;
+
+impl ReadAt for Cut {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset > 0 { Err(io::ErrorKind::Other.into()) } else { Whole.read_exact_at(buf, 0) }
+    }
 }
 
 fn entry(n: u64, state: QueueState) -> Entry {
@@ -211,6 +244,22 @@ async fn a_listing_that_fails_on_the_way_is_cut_short_and_not_ended() {
     let server = start(Map { broken: true, ..queue(entries) });
     let answer = exchange(&server, "GET /v1/queue").await;
     assert!(!answer.ends_with("\r\n0\r\n\r\n"), "the chunked body must not look complete");
+}
+
+#[tokio::test]
+async fn a_content_comes_octet_for_octet_and_a_cut_one_does_not_look_whole() {
+    let server = start(queue([entry(7, QueueState::Held)]));
+    let line = format!("GET /v1/queue/{}/body", QueueId::from_u64(7));
+    let answer = exchange(&server, &line).await;
+    let (head, content) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("message/rfc822"), "{head}");
+    assert!(content.bytes().eq((0..CONTENT_LEN).map(octet)), "{} octets", content.len());
+    let other = format!("GET /v1/queue/{}/body", QueueId::from_u64(8));
+    assert_eq!(request(&server, &other).await.0, 404);
+
+    let server = start(Map { broken: true, ..queue([entry(7, QueueState::Held)]) });
+    let (_, content) = request(&server, &line).await;
+    assert!((content.len() as u64) < CONTENT_LEN, "{} octets", content.len());
 }
 
 #[tokio::test]

@@ -94,6 +94,14 @@ pub(super) enum Queue {
         /// Its queue id
         id: String,
     },
+    /// Print a message as it was received
+    Cat {
+        /// Its queue id
+        id: String,
+        /// Only its header
+        #[arg(long)]
+        headers: bool,
+    },
     /// Try messages again now
     Retry(Ids),
     /// Keep messages back until they are released

@@ -1,6 +1,7 @@
 //! The client of the running Postgate: HTTP over its unix socket.
 
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -40,20 +41,46 @@ impl Client {
         path: &str,
         mut each: impl FnMut(T) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut body = self.request(Method::GET, path).await?.into_body();
         let mut rest = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|e| {
-                let message = format!("the list is not complete: {e}; see Postgate's log");
-                Failure::new(exit::FAILED, message)
-            })?;
-            rest.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
+        let lines = |octets: &[u8]| {
+            rest.extend_from_slice(octets);
             let end = memchr::memrchr(b'\n', &rest).map_or(0, |i| i + 1);
             let (whole, cut) = rest.split_at(end);
             for line in whole.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
                 each(serde_json::from_slice(line).map_err(|e| not_ours(&e))?)?;
             }
             rest = cut.to_vec();
+            Ok(ControlFlow::Continue(()))
+        };
+        self.pieces("the list", path, lines).await
+    }
+
+    /// Asks for a content, and hands it on piece by piece until told to stop.
+    pub(super) async fn octets(
+        &self,
+        path: &str,
+        each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        self.pieces("the message", path, each).await
+    }
+
+    async fn pieces(
+        &self,
+        what: &str,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        let mut body = self.request(Method::GET, path).await?.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| {
+                let message = format!("{what} is not complete: {e}; see Postgate's log");
+                Failure::new(exit::FAILED, message)
+            })?;
+            if let Some(data) = frame.data_ref()
+                && each(data)?.is_break()
+            {
+                break;
+            }
         }
         Ok(())
     }

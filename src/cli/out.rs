@@ -1,7 +1,7 @@
 //! Where commands write: data to stdout, talk to stderr.
 #![expect(clippy::print_stderr, reason = "talking is what this module is for")]
 
-use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Stdout, Write};
 
 use super::{Failure, exit};
 
@@ -21,6 +21,16 @@ impl Out {
     /// and must not command the operator's terminal.
     pub(super) fn line(&mut self, text: &str) -> Result<(), Failure> {
         writeln!(self.data, "{}", printable(text)).map_err(|e| failure(&e))
+    }
+
+    /// Writes octets as they are; to a terminal, like [`line`](Self::line).
+    pub(super) fn octets(&mut self, octets: &[u8]) -> Result<(), Failure> {
+        if !self.data.get_ref().is_terminal() {
+            return self.data.write_all(octets).map_err(|e| failure(&e));
+        }
+        let text = String::from_utf8_lossy(octets).replace("\r\n", "\n");
+        let lines: Vec<String> = text.split('\n').map(printable).collect();
+        self.data.write_all(lines.join("\n").as_bytes()).map_err(|e| failure(&e))
     }
 
     /// Writes what is buffered.

@@ -1,6 +1,7 @@
 //! `queue`: the messages, and what can be done to them.
 
 use std::io::BufRead;
+use std::ops::ControlFlow;
 
 use serde_json::Value;
 
@@ -21,6 +22,7 @@ pub(super) async fn queue(
     match command {
         Queue::List { state } => list(client, state, json, out).await,
         Queue::Show { id } => show(client, &id, json, out).await,
+        Queue::Cat { id, headers } => cat(client, &id, headers, out).await,
         Queue::Retry(ids) => act(client, &ids, "retry", "due now", out).await,
         Queue::Hold(ids) => act(client, &ids, "hold", "held", out).await,
         Queue::Release(ids) => act(client, &ids, "release", "released", out).await,
@@ -63,6 +65,37 @@ async fn show(client: &Client, id: &str, json: bool, out: &mut Out) -> Result<()
     }
     let lines = format::show_lines(&entry, SystemClock.wall());
     lines.iter().try_for_each(|line| out.line(line))
+}
+
+async fn cat(client: &Client, id: &str, headers: bool, out: &mut Out) -> Result<(), Failure> {
+    let path = format!("/v1/queue/{}/body", parse_id(id)?);
+    let mut in_empty_line = true;
+    let piece = |octets: &[u8]| {
+        if !headers {
+            return out.octets(octets).map(|()| ControlFlow::Continue(()));
+        }
+        match end_of_header(octets, &mut in_empty_line) {
+            None => out.octets(octets).map(|()| ControlFlow::Continue(())),
+            Some(end) => {
+                let header = octets.get(..end).unwrap_or_default();
+                out.octets(header).map(|()| ControlFlow::Break(()))
+            }
+        }
+    };
+    client.octets(&path, piece).await
+}
+
+/// Where the header ends, its empty line included. `in_empty_line` is carried from piece to piece.
+fn end_of_header(octets: &[u8], in_empty_line: &mut bool) -> Option<usize> {
+    for (i, octet) in octets.iter().enumerate() {
+        match octet {
+            b'\n' if *in_empty_line => return Some(i + 1),
+            b'\n' => *in_empty_line = true,
+            b'\r' => {}
+            _ => *in_empty_line = false,
+        }
+    }
+    None
 }
 
 /// Asks for one action after another. One that fails is told and does not stop the others; no
@@ -131,6 +164,23 @@ mod tests {
         let failure = read_ids(&ids).unwrap_err();
         assert_eq!(failure.code, exit::USAGE);
         assert!(failure.message.unwrap().starts_with("ALL: not a queue id"));
+    }
+
+    #[test]
+    fn a_header_ends_with_its_empty_line_wherever_the_pieces_are_cut() {
+        let message = b"A: b\r\n c\r\nD: e\r\n\r\nbody\r\n\r\nmore";
+        for size in 1..message.len() {
+            let (mut state, mut length) = (true, 0);
+            for piece in message.chunks(size) {
+                let end = end_of_header(piece, &mut state);
+                length += end.unwrap_or(piece.len());
+                if end.is_some() {
+                    break;
+                }
+            }
+            assert_eq!(&message[..length], b"A: b\r\n c\r\nD: e\r\n\r\n", "{size}");
+        }
+        assert_eq!(end_of_header(b"\r\nbody", &mut true), Some(2), "no header at all");
     }
 
     #[test]

@@ -118,6 +118,7 @@ pub(super) async fn a_committed_message_is_claimed_with_what_was_committed(
     let shown = spool.show(id).await.unwrap().unwrap();
     assert_eq!((shown.state, shown.due), (QueueState::Incoming, Some(message(id, 5).received)));
     assert!(spool.claim(NOON, 10, LEASE).await.unwrap().is_empty(), "not due yet");
+    assert_eq!(octets(&spool.content(id).await.unwrap()), b"Subject: x\r\n\r\nhello\r\n");
     let claim = claim_one(&*spool, NOON.after(LEASE)).await;
     assert_eq!(claim.message, Message { size: 21, ..message(id, 5) });
     let body = spool.body(&claim).await.unwrap();
@@ -127,6 +128,7 @@ pub(super) async fn a_committed_message_is_claimed_with_what_was_committed(
     spool.settle(&claim, Settlement::Finished).await.unwrap();
     assert_eq!(spool.stats(), super::Stats::default());
     assert_eq!(state(&*spool, id).await, Some(QueueState::Sent));
+    assert!(matches!(spool.content(id).await, Err(SpoolError::NotFound(i)) if i == id));
 }
 
 pub(super) async fn a_dropped_draft_leaves_nothing(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {

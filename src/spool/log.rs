@@ -182,6 +182,12 @@ impl Spool for SegmentLog {
         blocking(move || read_body(&core, id)).await
     }
 
+    async fn content(&self, id: QueueId) -> Result<Body, SpoolError> {
+        self.check_open()?;
+        let core = Arc::clone(&self.core);
+        blocking(move || read_body(&core, id)).await
+    }
+
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError> {
         let (id, epoch) = (claim.message.id, claim.epoch);
         let room = self.core.lanes.state_room().await?;
@@ -352,6 +358,10 @@ fn read_body(core: &Shared, id: QueueId) -> Result<Body, SpoolError> {
         core.read_record(id, |place| place.body, read)?;
     let path = core.settings.path.join(big::path(id));
     let file = big::open(&*core.storage, id, len, crc).map_err(|e| io_error("read", &path, e))?;
-    let source = file.ok_or(SpoolError::Damaged(id))?;
+    let source = file.ok_or_else(|| match core.state().ledger.index.slot(id) {
+        Some(_) => SpoolError::Damaged(id),
+        // Finished meanwhile, and its file removed.
+        None => SpoolError::NotFound(id),
+    })?;
     Ok(Body::Stored { source, len })
 }

@@ -120,7 +120,10 @@ impl Spool for MemorySpool {
     }
 
     async fn body(&self, claim: &Claim) -> Result<Body, SpoolError> {
-        let id = claim.message.id;
+        self.content(claim.message.id).await
+    }
+
+    async fn content(&self, id: QueueId) -> Result<Body, SpoolError> {
         let state = self.core.open()?;
         let (_, body) = state.messages.get(&id).ok_or(SpoolError::NotFound(id))?;
         Ok(Body::Memory(body.clone()))

@@ -74,6 +74,9 @@ pub trait Spool: Send + Sync + 'static {
     /// The content of a claimed message.
     async fn body(&self, claim: &Claim) -> Result<Body, SpoolError>;
 
+    /// The content of a message, whoever has it at the moment: for the operator to look at.
+    async fn content(&self, id: QueueId) -> Result<Body, SpoolError>;
+
     /// Writes down what came of a claim; `Ok` means durable.
     ///
     /// After an error that is not [`SpoolError::Stale`] the claim still holds: try again, or what

@@ -146,6 +146,10 @@ impl Spool for Handle {
         Err(SpoolError::NotFound(claim.message.id))
     }
 
+    async fn content(&self, id: QueueId) -> Result<Body, SpoolError> {
+        Err(SpoolError::NotFound(id))
+    }
+
     async fn settle(&self, claim: &Claim, _: Settlement) -> Result<(), SpoolError> {
         Err(SpoolError::Stale(claim.message.id))
     }

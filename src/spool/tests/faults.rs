@@ -168,7 +168,7 @@ async fn a_settlement_that_failed_can_be_tried_again() {
 #[tokio::test]
 async fn a_message_that_cannot_be_read_for_a_moment_is_due_again_in_a_minute() {
     let dir = directory();
-    let (log, _, control) = open_faulty(&dir.path().join("spool"));
+    let (log, _, control) = open_faulty(dir.path());
     let id = put(&log, 0, b"x").await.unwrap();
     control.unreadable.store(true, Ordering::SeqCst);
     assert!(log.claim(NOON, 1, Duration::from_hours(2)).await.unwrap().is_empty());
