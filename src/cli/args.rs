@@ -57,6 +57,8 @@ pub(super) enum Command {
     /// Show the queue and act on its messages
     #[command(subcommand, arg_required_else_help = true)]
     Queue(Queue),
+    /// Look into, tidy and move the spool
+    Spool(SpoolArgs),
     /// The same as: queue list
     Mailq,
     /// Show what the running Postgate is doing
@@ -112,6 +114,39 @@ pub(super) enum Queue {
     Requeue(Ids),
     /// Delete messages for good
     Delete(Ids),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub(super) struct SpoolArgs {
+    /// The spool's directory [default: the configuration's spool.path]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) path: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) command: SpoolTool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SpoolTool {
+    /// Read all of a stopped or copied spool and tell what is damaged; changes nothing
+    Verify,
+    /// Give the room of finished messages back to the file system, while Postgate is stopped
+    Compact,
+    /// Write every message to a file, also while Postgate runs
+    Export {
+        /// A new or empty directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Queue what was exported, under new ids, while Postgate is stopped
+    Import {
+        /// What export wrote
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Also what is in the spool already
+        #[arg(long)]
+        duplicates: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]

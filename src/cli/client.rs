@@ -30,6 +30,15 @@ impl Client {
         self.json(Method::GET, path).await
     }
 
+    /// Asks for something that may not be there.
+    pub(super) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
+        let answer = self.ask(Method::GET, path).await?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        read(succeeded(answer).await?).await.map(Some)
+    }
+
     /// Asks for a change.
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.json(Method::POST, path).await
@@ -86,13 +95,15 @@ impl Client {
     }
 
     async fn json<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
-        let answer = self.request(method, path).await?;
-        let body = answer.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
-        serde_json::from_slice(&body).map_err(|e| not_ours(&e))
+        read(self.request(method, path).await?).await
     }
 
     /// Sends a request; an answer that is a problem becomes the failure it tells.
     async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
+        succeeded(self.ask(method, path).await?).await
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream =
             stream.map_err(|e| unreachable(&self.socket, e.kind(), running_elsewhere()))?;
@@ -102,23 +113,32 @@ impl Client {
         let request = Request::builder().method(method).uri(path).header("Host", "localhost");
         let request = request.body(Empty::<Bytes>::new());
         let request = request.map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
-        let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let body = answer.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
-        let problem: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
-        let detail = problem.as_ref().and_then(|p| p.get("detail")?.as_str());
-        let detail = detail.unwrap_or("Postgate refused without a reason").to_owned();
-        let code = match status {
-            StatusCode::BAD_REQUEST => exit::USAGE,
-            StatusCode::INTERNAL_SERVER_ERROR => exit::SOFTWARE,
-            StatusCode::UNPROCESSABLE_ENTITY => exit::CONFIG,
-            _ => exit::FAILED,
-        };
-        Err(Failure::new(code, detail))
+        sender.send_request(request).await.map_err(|e| broken(&e))
     }
+}
+
+/// The answer, unless it is a problem.
+async fn succeeded(answer: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let body = answer.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+    let problem: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+    let detail = problem.as_ref().and_then(|p| p.get("detail")?.as_str());
+    let detail = detail.unwrap_or("Postgate refused without a reason").to_owned();
+    let code = match status {
+        StatusCode::BAD_REQUEST => exit::USAGE,
+        StatusCode::INTERNAL_SERVER_ERROR => exit::SOFTWARE,
+        StatusCode::UNPROCESSABLE_ENTITY => exit::CONFIG,
+        _ => exit::FAILED,
+    };
+    Err(Failure::new(code, detail))
+}
+
+async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, Failure> {
+    let body = answer.into_body().collect().await.map_err(|e| broken(&e))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|e| not_ours(&e))
 }
 
 fn broken(error: &hyper::Error) -> Failure {

@@ -9,9 +9,11 @@ mod client;
 mod format;
 mod out;
 mod probe;
+mod progress;
 mod queue;
 mod run;
 mod send;
+mod spool;
 mod status;
 
 use std::ffi::OsString;
@@ -131,6 +133,7 @@ fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
 async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Failure> {
     match command {
         Command::Queue(queue) => queue::queue(&client(global, out), queue, global.json, out).await,
+        Command::Spool(args) => spool::spool(global, args, |out| client(global, out), out).await,
         Command::Mailq => {
             let list = args::Queue::List { state: None };
             queue::queue(&client(global, out), list, global.json, out).await

@@ -3,8 +3,9 @@
 
 use super::lanes::Job;
 use super::record::{Header, Kind};
-use super::segment;
+use super::segment::{self, FIRST};
 use super::shared::Shared;
+use super::tools::Progress;
 use super::writer::Writer;
 use super::{SpoolError, encode_message};
 use crate::mail::QueueId;
@@ -23,6 +24,46 @@ impl Writer {
         if self.copying.is_empty() && !self.choose() {
             return;
         }
+        if let Err(error) = self.copy_some(false) {
+            self.core.state().gate.failed(error);
+            self.copying.clear();
+            self.oldest = None;
+        }
+    }
+
+    /// Copies the oldest segments to the end of the log, one after another, until no segment can be
+    /// saved. Gives back the one it got stuck at.
+    pub(super) fn pack(&mut self, progress: &dyn Progress) -> Result<Option<u32>, SpoolError> {
+        let numbers: Vec<u32> = self.core.state().ledger.segments.keys().copied().collect();
+        progress.total(numbers.len() as u64);
+        // What is copied out of the newest would go into the newest.
+        for number in numbers.into_iter().rev().skip(1).rev() {
+            if !self.has_waste() {
+                break;
+            }
+            self.copying = self.messages_in(number);
+            self.oldest = Some(number);
+            while !self.copying.is_empty() {
+                self.copy_some(true)?;
+            }
+            self.reclaim();
+            if self.core.state().ledger.segments.contains_key(&number) {
+                return Ok(Some(number));
+            }
+            progress.add(1);
+        }
+        Ok(None)
+    }
+
+    /// Whether what is needed would fit into fewer segments, one being filled aside.
+    fn has_waste(&self) -> bool {
+        let state = self.core.state();
+        let room = self.core.settings.segment_size - u64::from(FIRST);
+        (state.ledger.segments.len() as u64) > state.ledger.live.div_ceil(room) + 1
+    }
+
+    /// Copies a few of the messages that were chosen.
+    fn copy_some(&mut self, from_reserve: bool) -> Result<(), SpoolError> {
         let mut jobs = Vec::new();
         let mut octets = 0;
         while jobs.len() < RECORDS && octets < OCTETS {
@@ -38,23 +79,16 @@ impl Writer {
             }
         }
         if jobs.is_empty() {
-            return;
+            return Ok(());
         }
-        match self.write(&jobs, false) {
-            Ok(places) => {
-                let mut state = self.core.state();
-                for (job, at) in jobs.iter().zip(places) {
-                    state.ledger.moved(job.header.id, at, job.len());
-                }
-                drop(state);
-                self.reclaim();
-            }
-            Err(error) => {
-                self.core.state().gate.failed(error);
-                self.copying.clear();
-                self.oldest = None;
-            }
+        let places = self.write(&jobs, from_reserve)?;
+        let mut state = self.core.state();
+        for (job, at) in jobs.iter().zip(places) {
+            state.ledger.moved(job.header.id, at, job.len());
         }
+        drop(state);
+        self.reclaim();
+        Ok(())
     }
 
     /// Chooses what to copy next; whether there is something.
@@ -67,12 +101,19 @@ impl Writer {
         if !wasteful || self.oldest == Some(oldest) || self.unmovable == Some(oldest) {
             return false;
         }
-        let here = state.ledger.index.slots().filter(|(_, slot)| {
-            slot.place.body.segment == oldest || slot.place.meta.segment == oldest
-        });
-        self.copying = here.map(|(id, _)| id).collect();
+        drop(state);
+        self.copying = self.messages_in(oldest);
         self.oldest = Some(oldest);
         !self.copying.is_empty()
+    }
+
+    /// The messages that need a record of a segment.
+    fn messages_in(&self, number: u32) -> Vec<QueueId> {
+        let state = self.core.state();
+        let here = state.ledger.index.slots().filter(|(_, slot)| {
+            slot.place.body.segment == number || slot.place.meta.segment == number
+        });
+        here.map(|(id, _)| id).collect()
     }
 }
 

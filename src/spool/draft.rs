@@ -13,6 +13,7 @@ use super::lanes::Job;
 use super::record::{Header, Kind};
 use super::shared::{Shared, blocking};
 use super::{Draft, SpoolError, encode_message, io_error};
+use crate::clock::Timestamp;
 use crate::mail::{Message, QueueId, QueueState};
 
 /// Octets gathered before they go to the file of a large body.
@@ -114,7 +115,20 @@ impl Draft for LogDraft {
         added
     }
 
-    async fn commit(mut self: Box<Self>, mut message: Message) -> Result<(), SpoolError> {
+    async fn commit(self: Box<Self>, message: Message) -> Result<(), SpoolError> {
+        let due = message.received;
+        self.commit_as(message, QueueState::Incoming, due).await
+    }
+}
+
+impl LogDraft {
+    /// Stores the message in a state of its own choice: one record, so it never is in another.
+    pub(super) async fn commit_as(
+        mut self: Box<Self>,
+        mut message: Message,
+        state: QueueState,
+        due: Timestamp,
+    ) -> Result<(), SpoolError> {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
@@ -125,9 +139,9 @@ impl Draft for LogDraft {
         message.size = self.len;
         let header = Header {
             kind: if self.big.is_some() { Kind::EnqueueBig } else { Kind::Enqueue },
-            state: QueueState::Incoming,
+            state,
             id: self.id,
-            due: message.received,
+            due,
             body_len: self.len,
             body_crc: self.crc,
         };

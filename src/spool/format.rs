@@ -24,14 +24,9 @@ pub(super) fn salt(
         move |e| OpenError::io(action, &path, e)
     };
     let format = |found: &str| OpenError::Format { path: path.clone(), found: found.into() };
-    match storage.open(Path::new(FORMAT), Open::Read) {
-        Ok(file) => {
-            let len = file.size().map_err(io("read"))?;
-            let mut text = vec![0; usize::try_from(len).unwrap_or(0).min(4096)];
-            file.read_exact_at(&mut text, 0).map_err(io("read"))?;
-            parse(&String::from_utf8_lossy(&text)).map_err(|found| format(&found))
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+    match read(storage, &path)? {
+        Some(salt) => Ok(salt),
+        None => {
             if has_segments(storage).map_err(io("look beside"))? {
                 return Err(format("the file is missing, and there are segments"));
             }
@@ -39,8 +34,27 @@ pub(super) fn salt(
             create(storage, salt).map_err(io("create"))?;
             Ok(salt)
         }
-        Err(e) => Err(io("open")(e)),
     }
+}
+
+/// Reads the salt of a spool that is there already.
+pub(super) fn salt_of(storage: &dyn Storage, root: &Path) -> Result<u32, OpenError> {
+    let path = root.join(FORMAT);
+    let found = "the file is missing; this is no spool".into();
+    read(storage, &path)?.ok_or(OpenError::Format { path, found })
+}
+
+fn read(storage: &dyn Storage, path: &Path) -> Result<Option<u32>, OpenError> {
+    let io = |action| move |e| OpenError::io(action, path, e);
+    let file = match storage.open(Path::new(FORMAT), Open::Read) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(io("open"))?,
+    };
+    let len = file.size().map_err(io("read"))?;
+    let mut text = vec![0; usize::try_from(len).unwrap_or(0).min(4096)];
+    file.read_exact_at(&mut text, 0).map_err(io("read"))?;
+    let salt = parse(&String::from_utf8_lossy(&text));
+    salt.map(Some).map_err(|found| OpenError::Format { path: path.into(), found })
 }
 
 fn parse(text: &str) -> Result<u32, String> {

@@ -67,6 +67,24 @@ impl SegmentLog {
         lock: Option<Lock>,
     ) -> Result<(Self, Recovered), OpenError> {
         let path = settings.path.clone();
+        let (core, writer, report) = Self::assemble(storage, settings, clock)?;
+        let thread = std::thread::Builder::new().name("spool".into());
+        let thread = thread.spawn(move || {
+            writer.run();
+            drop(lock);
+        });
+        let failed = |e| OpenError::io("start the writer of", &path, e);
+        let thread = thread.map_err(failed)?;
+        Ok((Self { core, writer: Mutex::new(Some(thread)) }, report))
+    }
+
+    /// Reads the log and makes everything ready to write, without starting it.
+    pub(super) fn assemble(
+        storage: Arc<dyn Storage>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Arc<Shared>, Writer, Recovered), OpenError> {
+        let path = settings.path.clone();
         let io = |action| {
             let path = path.clone();
             move |e| OpenError::io(action, &path, e)
@@ -97,13 +115,19 @@ impl SegmentLog {
         });
         let writer =
             Writer::new(Arc::clone(&core), pool, log.tail, next, (log.uncovered, log.covered));
-        let thread = std::thread::Builder::new().name("spool".into());
-        let thread = thread.spawn(move || {
-            writer.run();
-            drop(lock);
-        });
-        let thread = thread.map_err(io("start the writer of"))?;
-        Ok((Self { core, writer: Mutex::new(Some(thread)) }, log.report))
+        Ok((core, writer, log.report))
+    }
+
+    /// A message on its way in.
+    pub(super) fn new_draft(&self) -> Result<LogDraft, SpoolError> {
+        let now = self.core.clock.wall();
+        let mut state = self.core.state();
+        if let Some(refusal) = state.gate.refusal(state.ledger.index.stats()) {
+            return Err(refusal);
+        }
+        let id = state.ids.next(now);
+        drop(state);
+        Ok(LogDraft::new(Arc::clone(&self.core), id))
     }
 
     /// Writes what waits, then ends the writer. Blocks.
@@ -141,14 +165,7 @@ fn draw(clock: &dyn Clock) -> u32 {
 #[async_trait]
 impl Spool for SegmentLog {
     async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError> {
-        let now = self.core.clock.wall();
-        let mut state = self.core.state();
-        if let Some(refusal) = state.gate.refusal(state.ledger.index.stats()) {
-            return Err(refusal);
-        }
-        let id = state.ids.next(now);
-        drop(state);
-        Ok(Box::new(LogDraft::new(Arc::clone(&self.core), id)))
+        Ok(Box::new(self.new_draft()?))
     }
 
     async fn claim(

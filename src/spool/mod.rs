@@ -29,6 +29,7 @@ mod snapshot;
 mod storage;
 #[cfg(test)]
 mod tests;
+pub mod tools;
 mod writer;
 
 use std::io;

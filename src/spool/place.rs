@@ -6,6 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The file whose lock is the spool's.
+const LOCK: &str = "LOCK";
+
 /// Why a spool was not opened. Nothing in it was changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenError {
@@ -101,6 +104,30 @@ pub(super) fn take(path: &Path, allow_volatile: bool) -> Result<Lock, OpenError>
     lock(path)
 }
 
+/// Keeps others from writing to a spool that is only looked at. The directory may be anyone's, and
+/// a copy without its lock file.
+pub(super) fn look(path: &Path) -> Result<Option<Lock>, OpenError> {
+    let found = fs::metadata(path).map_err(|e| OpenError::io("examine", path, e))?;
+    if !found.is_dir() {
+        return Err(OpenError::NotADirectory(path.into()));
+    }
+    let name = path.join(LOCK);
+    let io = |action| {
+        let name = name.clone();
+        move |e| OpenError::io(action, &name, e)
+    };
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&name);
+    let file = match opened {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(io("open"))?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(Lock { _file: file })),
+        Err(TryLockError::WouldBlock) => Err(in_use(path, file)),
+        Err(TryLockError::Error(e)) => Err(io("lock")(e)),
+    }
+}
+
 /// Refuses a directory that others own or can look into.
 fn check(path: &Path, own: u32) -> Result<(), OpenError> {
     let found = fs::metadata(path).map_err(|e| OpenError::io("examine", path, e))?;
@@ -131,7 +158,7 @@ const fn volatile(kind: u32) -> Option<&'static str> {
 }
 
 fn lock(path: &Path) -> Result<Lock, OpenError> {
-    let name = path.join("LOCK");
+    let name = path.join(LOCK);
     let io = |action| {
         let name = name.clone();
         move |e| OpenError::io(action, &name, e)
@@ -148,18 +175,21 @@ fn lock(path: &Path) -> Result<Lock, OpenError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            // The pid only helps the reader; without it the refusal is the same.
-            let _ = file.take(20).read_to_string(&mut pid);
-            let pid =
-                pid.trim().parse::<u32>().map_or_else(|_| "unknown".into(), |p| p.to_string());
-            return Err(OpenError::InUse { path: path.into(), pid });
+            return Err(in_use(path, file));
         }
         Err(TryLockError::Error(e)) => return Err(io("lock")(e)),
     }
     // On a full disk the pid can't be written. The lock holds without it.
     let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(Lock { _file: file })
+}
+
+fn in_use(path: &Path, lock: File) -> OpenError {
+    let mut pid = String::new();
+    // The pid only helps the reader; without it the refusal is the same.
+    let _ = lock.take(20).read_to_string(&mut pid);
+    let pid = pid.trim().parse::<u32>().map_or_else(|_| "unknown".into(), |p| p.to_string());
+    OpenError::InUse { path: path.into(), pid }
 }
 
 #[cfg(test)]
