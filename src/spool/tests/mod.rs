@@ -5,6 +5,7 @@ mod faults;
 mod limits;
 mod model;
 mod snapshots;
+mod tools;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -4,8 +4,6 @@ pub mod archive;
 mod look;
 mod pack;
 mod restore;
-#[cfg(test)]
-mod tests;
 
 pub use look::{Reader, Verdict, verify};
 pub use pack::{Compacted, compact};

@@ -1,1 +1,0 @@
-//! The tools on real directories.
