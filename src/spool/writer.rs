@@ -18,7 +18,7 @@ use crate::mail::QueueId;
 
 /// The most that one batch writes.
 const BATCH: u64 = 16 << 20;
-/// How long the writer sits idle before it looks at the disk again; and how many octets it writes.
+/// How long the writer waits before it looks at the disk again; and how many octets it writes.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_EVERY: u64 = 16 << 20;
 /// A snapshot of so many messages takes less than a mebibyte.
@@ -100,11 +100,17 @@ impl Writer {
         let octets = BATCH.min(core.settings.segment_size - u64::from(FIRST));
         let idle =
             |copying: &[QueueId]| if copying.is_empty() { LOOK_AFTER } else { Duration::ZERO };
+        let mut looked = core.clock.now();
         while let Some(batch) = core.lanes.take(octets, idle(&self.copying)) {
-            if !batch.state.is_empty() || !batch.mail.is_empty() {
+            let is_idle = batch.state.is_empty() && batch.mail.is_empty();
+            if !is_idle {
                 self.commit(batch);
-            } else if self.copying.is_empty() {
+            }
+            // Others fill the disk too, also while a little is always to be written.
+            let now = core.clock.now();
+            if (is_idle && self.copying.is_empty()) || now.duration_since(looked) >= LOOK_AFTER {
                 self.look();
+                looked = now;
             }
             self.compact();
             if self.is_snapshot_due() {
