@@ -23,7 +23,7 @@ use crate::config::{self, Config};
 use crate::delivery::Scheduler;
 use crate::event;
 use crate::server;
-use crate::spool::{SegmentLog, Spool};
+use crate::spool::{self, SegmentLog, Spool};
 use crate::telemetry;
 
 pub use self::build::BuildError;
@@ -121,6 +121,8 @@ impl Daemon {
         let interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let inherited = systemd::inherited().map_err(system("take sockets from systemd"))?;
+        // Before the sockets: who starts it twice is told the process, not only the port.
+        spool::check_free(&config.spool.path)?;
         let bound = server::bind(&config.listeners, inherited)?;
         let door = admin::bind(&config.admin.socket)?;
         let socket = config.admin.socket.clone();

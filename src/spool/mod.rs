@@ -46,7 +46,7 @@ use crate::mail::{Body, Message, QueueId, QueueState};
 
 pub use log::SegmentLog;
 pub use memory::MemorySpool;
-pub use place::OpenError;
+pub use place::{OpenError, check_free};
 pub use recovery::{Damage, Recovered};
 pub use settings::Settings;
 pub use storage::{File, Is, Listed, Open, Storage};

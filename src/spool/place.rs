@@ -104,6 +104,15 @@ pub(super) fn take(path: &Path, allow_volatile: bool) -> Result<Lock, OpenError>
     lock(path)
 }
 
+/// Tells who has the spool, if somebody does. Nothing is made or changed.
+pub fn check_free(path: &Path) -> Result<(), OpenError> {
+    match look(path) {
+        Err(in_use @ OpenError::InUse { .. }) => Err(in_use),
+        // What else is wrong with it, opening it will tell.
+        _ => Ok(()),
+    }
+}
+
 /// Keeps others from writing to a spool that is only looked at. The directory may be anyone's, and
 /// a copy without its lock file.
 pub(super) fn look(path: &Path) -> Result<Option<Lock>, OpenError> {
