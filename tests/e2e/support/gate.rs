@@ -28,6 +28,10 @@ pub struct Settings<'a> {
     pub upstream: String,
     /// Lines of `[limits]`.
     pub limits: &'a str,
+    /// Where the spool is, when not in the folder of its own.
+    pub spool_path: Option<PathBuf>,
+    /// More lines of `[spool]`.
+    pub spool: &'a str,
     /// Lines of `[retry]`.
     pub retry: &'static str,
     /// Lines of `[breaker]`.
@@ -50,6 +54,8 @@ impl Settings<'_> {
                 smarthost.port()
             ),
             limits: "",
+            spool_path: None,
+            spool: "allow_volatile = true\nmin_free = \"1MiB\"",
             retry: "initial = \"1s\"\nmax_interval = \"1s\"\njitter = 0.0\nmax_age = \"1h\"",
             // Never opens.
             breaker: "failures = 10000",
@@ -79,7 +85,8 @@ impl Settings<'_> {
     }
 
     fn toml(&self, dir: &Path, port: u16) -> String {
-        let Self { mynetworks, listen, listener, upstream, limits, retry, breaker, more } = self;
+        let Self { mynetworks, listen, listener, upstream, limits, retry, breaker, more, .. } =
+            self;
         format!(
             "hostname = \"gate.example.test\"
 mynetworks = {mynetworks:?}
@@ -93,9 +100,8 @@ address = \"{listen}:{port}\"
 {limits}
 
 [spool]
-path = {spool:?}
-allow_volatile = true
-min_free = \"1MiB\"
+path = {spool_path:?}
+{spool}
 
 [retry]
 {retry}
@@ -122,7 +128,8 @@ format = \"json\"
 
 {more}
 ",
-            spool = dir.join("spool"),
+            spool_path = self.spool_path.clone().unwrap_or_else(|| dir.join("spool")),
+            spool = self.spool,
             socket = dir.join("admin.sock"),
         )
     }
@@ -212,6 +219,11 @@ impl Gate {
         self.run(&command);
     }
 
+    /// The spool, where it was not put elsewhere.
+    pub fn spool(&self) -> PathBuf {
+        self.dir.path().join("spool")
+    }
+
     /// As a crash would.
     pub fn kill(&mut self) {
         self.part.take().unwrap().kill();
@@ -232,6 +244,10 @@ impl Gate {
     pub fn ended(&mut self, limit: Duration) -> ExitStatus {
         let mut part = self.part.take().unwrap();
         part.wait(limit).unwrap_or_else(|| panic!("still running after {limit:?}: {}", self.log()))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.part().id()
     }
 
     /// Resident memory in KiB.

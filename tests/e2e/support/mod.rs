@@ -1,6 +1,7 @@
 //! The parts: processes, smarthosts, clients and messages.
 
 pub mod client;
+pub mod disk;
 pub mod gate;
 pub mod mail;
 pub mod postfix;

@@ -185,6 +185,11 @@ impl Sink {
         self.shared.state().accepted.clone()
     }
 
+    /// The Message-IDs of what was accepted, in that order.
+    pub fn arrivals(&self) -> Vec<String> {
+        self.shared.state().accepted.iter().map(Accepted::message_id).collect()
+    }
+
     /// How often each message, by Message-ID, was accepted.
     pub fn counts(&self) -> HashMap<String, usize> {
         let mut counts = HashMap::new();
@@ -208,6 +213,12 @@ impl Sink {
         self.wait(limit, &format!("{count} messages"), |state| {
             (state.accepted.len() >= count).then(|| state.accepted.clone())
         })
+    }
+
+    /// Waits until no connection is open.
+    #[track_caller]
+    pub fn wait_idle(&self, limit: Duration) {
+        self.wait(limit, "no connection", |state| state.open.is_empty().then_some(()));
     }
 
     /// Waits until faults have struck this often.
