@@ -19,6 +19,10 @@ power-cuts:
 bench-spool:
     cargo bench --bench spool
 
+# Kill the real process under load, 200 times (`just test crash` does it 10 times)
+crash-long KILLS="200":
+    POSTGATE_KILLS={{ KILLS }} tests/run every_message_acknowledged_under_load
+
 # Try it: listens on loopback:2525, files what it gets under ./var
 quickstart:
     cargo run --release -- -c config/quickstart.toml run
