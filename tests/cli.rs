@@ -86,6 +86,7 @@ fn help_names_every_command_and_a_wrong_one_is_a_usage_error() {
         "run",
         "check-config",
         "queue",
+        "spool",
         "mailq",
         "status",
         "reload",
@@ -98,7 +99,16 @@ fn help_names_every_command_and_a_wrong_one_is_a_usage_error() {
             "{command}\n{help}"
         );
     }
-    for args in [&["frobnicate"][..], &[], &["queue"], &["queue", "show"], &["send", "nobody"]] {
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["queue"],
+        &["queue", "show"],
+        &["queue", "cat"],
+        &["spool"],
+        &["spool", "export"],
+        &["send", "nobody"],
+    ] {
         let (code, data, talk) = run(args);
         assert_eq!((code, data.as_str()), (64, ""), "{args:?}");
         assert!(!talk.is_empty());
@@ -241,6 +251,48 @@ fn a_refused_reload_ends_with_78_and_tells_why() {
     assert_eq!((code, data.as_str(), talk.as_str()), (78, "", "postgate: mynetworks is missing\n"));
     let daemon = Daemon::start(|_| (503, problem("spool is full: the disk")));
     assert_eq!(daemon.run(&["healthcheck"]).0, 1);
+}
+
+#[test]
+fn a_content_that_breaks_off_is_a_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 1024];
+        let n = stream.read(&mut request).unwrap();
+        assert!(request[..n].starts_with(b"GET /v1/queue/0K3X8QZ1M7RWT/body "));
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nA: b\r\n\r\nhalf").unwrap();
+    });
+    let cat = ["--socket", socket.to_str().unwrap(), "queue", "cat", "0K3X8QZ1M7RWT"];
+    let (code, data, talk) = run(&cat);
+    server.join().unwrap();
+    assert_eq!((code, data.as_str()), (1, "A: b\r\n\r\nhalf"));
+    assert!(talk.contains("the message is not complete"), "{talk}");
+}
+
+#[test]
+fn a_spool_that_is_not_there_is_not_made_by_looking_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let nowhere = directory.path().join("spool");
+    let nowhere = nowhere.to_str().unwrap();
+    let out = directory.path().join("out");
+    let export = ["spool", "--path", nowhere, "export", out.to_str().unwrap()];
+    for args in [
+        &["spool", "verify", "--path", nowhere][..],
+        &["spool", "compact", "--path", nowhere],
+        &export,
+    ] {
+        let (code, data, talk) = run(args);
+        assert_eq!((code, data.as_str()), (69, ""), "{args:?}");
+        assert!(talk.contains(nowhere), "{talk}");
+    }
+    let import = ["spool", "--path", nowhere, "import", out.to_str().unwrap()];
+    assert_eq!(run(&import).0, 1);
+    let named = ["-c", "tests/config/invalid/networks.toml", "spool", "verify"];
+    assert_eq!(run(&named).0, 78);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 /// An SMTP server that answers the n-th thing said to it with the n-th reply.

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A bar on a terminal's stderr; elsewhere nothing.
 pub(super) struct Bar {
-    bar: ProgressBar,
+    shown: ProgressBar,
     started: Instant,
     /// It may still come to be seen.
     waiting: AtomicBool,
@@ -42,33 +42,33 @@ impl Bar {
         }
         bar.set_message(doing);
         let waiting = !quiet && std::io::stderr().is_terminal();
-        Self { bar, started: SystemClock.now(), waiting: AtomicBool::new(waiting) }
+        Self { shown: bar, started: SystemClock.now(), waiting: AtomicBool::new(waiting) }
     }
 
     /// Writes something while the bar stands below it.
     pub(super) fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
-        self.bar.suspend(write)
+        self.shown.suspend(write)
     }
 }
 
 impl Progress for Bar {
     fn total(&self, units: u64) {
-        self.bar.set_length(units);
+        self.shown.set_length(units);
     }
 
     fn add(&self, units: u64) {
-        self.bar.inc(units);
+        self.shown.inc(units);
         if self.waiting.load(Ordering::Relaxed)
             && SystemClock.now().duration_since(self.started) > PATIENCE
         {
             self.waiting.store(false, Ordering::Relaxed);
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.shown.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.shown.finish_and_clear();
     }
 }

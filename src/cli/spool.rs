@@ -35,37 +35,40 @@ pub(super) async fn spool(
     client: impl FnOnce(&Out) -> Client,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let settings = settings(global, args.path.as_deref(), out)?;
+    let path = args.path.as_deref();
+    let settings = settings(global, path);
     match args.command {
-        SpoolTool::Verify => verify(global, &settings.path, out),
-        SpoolTool::Compact => compact(global, settings, out),
+        SpoolTool::Verify => verify(global, &settings?.path, out),
+        SpoolTool::Compact => compact(global, settings?, out),
         SpoolTool::Export { dir } => {
-            // Who names a directory does not mean the spool of the Postgate that runs.
-            let client = args.path.is_none().then_some(client);
-            export(global, &settings.path, &dir, client, out).await
+            // Who names a directory does not mean the spool of the Postgate that runs. Who may not
+            // read the configuration may still be allowed to ask that one.
+            let client = path.is_none().then_some(client);
+            let settings = match settings {
+                Err(_) if path.is_none() && global.config.is_none() => None,
+                settings => Some(settings?),
+            };
+            export(global, settings.as_ref().map(|s| s.path.as_path()), &dir, client, out).await
         }
         SpoolTool::Import { dir, duplicates } => {
-            import(global, settings, &dir, duplicates, out).await
+            import(global, settings?, &dir, duplicates, out).await
         }
     }
 }
 
 /// The configuration's, for the directory that was named or is configured.
-fn settings(global: &Global, path: Option<&Path>, out: &Out) -> Result<Settings, Failure> {
+fn settings(global: &Global, path: Option<&Path>) -> Result<Settings, Failure> {
     match (config::load(&global.config(), &config::environment()), path) {
         (Ok((config, _)), Some(path)) => Ok(Settings { path: path.into(), ..config.spool }),
         (Ok((config, _)), None) => Ok(config.spool),
         (Err(_), Some(path)) if global.config.is_none() => Ok(Settings::new(path.into())),
-        (Err(report), _) => {
-            out.complain(&report.to_string());
-            Err(Failure::silent(exit::CONFIG))
-        }
+        (Err(report), _) => Err(Failure::new(exit::CONFIG, report.to_string())),
     }
 }
 
 fn verify(global: &Global, path: &Path, out: &mut Out) -> Result<(), Failure> {
     let bar = Arc::new(Bar::new("verifying", Unit::Octets, global.quiet));
-    let verdict = tools::verify(path, bar).map_err(failure)?;
+    let verdict = tools::verify(path, bar).map_err(|e| failure(&e))?;
     if global.json {
         out.line(&verdict_json(&verdict).to_string())?;
     } else {
@@ -117,7 +120,7 @@ fn verdict_lines(verdict: &Verdict) -> Vec<String> {
 
 fn compact(global: &Global, settings: Settings, out: &mut Out) -> Result<(), Failure> {
     let bar = Bar::new("compacting", Unit::Segments, global.quiet);
-    let done = tools::compact(settings, Arc::new(SystemClock), &bar).map_err(failure)?;
+    let done = tools::compact(settings, Arc::new(SystemClock), &bar).map_err(|e| failure(&e))?;
     drop(bar);
     let (before, after) = (done.before, done.after);
     out.line(&if global.json {
@@ -145,26 +148,28 @@ struct Exported {
 
 async fn export(
     global: &Global,
-    path: &Path,
+    path: Option<&Path>,
     dir: &Path,
     client: Option<impl FnOnce(&Out) -> Client>,
     out: &mut Out,
 ) -> Result<(), Failure> {
     let reading = Arc::new(Bar::new("reading", Unit::Octets, global.quiet));
-    let reader = Reader::open(path, reading);
+    let reader = path.map(|path| Reader::open(path, reading)).transpose();
     let bar = Bar::new("exporting", Unit::Messages, global.quiet);
+    let client = client.filter(|_| reader.as_ref().map_or_else(is_anothers, Option::is_none));
     let (exported, running) = match (reader, client) {
-        (Ok(reader), _) => {
-            archive::create(dir).map_err(|e| archive_failure(&e))?;
-            (export_stopped(&reader, dir, &bar, out)?, false)
-        }
-        (Err(e), Some(client)) if is_anothers(&e) => {
+        (_, Some(client)) => {
             let client = client(out);
             let ids = running_ids(&client).await?;
             archive::create(dir).map_err(|e| archive_failure(&e))?;
             (export_running(&client, ids, dir, &bar, out).await?, true)
         }
-        (Err(e), _) => return Err(failure(e.into())),
+        (Ok(Some(reader)), None) => {
+            archive::create(dir).map_err(|e| archive_failure(&e))?;
+            (export_stopped(&reader, dir, &bar, out)?, false)
+        }
+        (Ok(None), None) => return Err(Failure::silent(exit::CONFIG)),
+        (Err(e), None) => return Err(failure(&e.into())),
     };
     archive::sync(dir).map_err(|e| archive_failure(&e))?;
     drop(bar);
@@ -262,14 +267,14 @@ async fn export_one(client: &Client, id: QueueId, dir: &Path) -> Result<bool, Fa
     };
     let done = done.map_err(|e| archive_failure(&e))?;
     if read.is_err()
-        && client.find::<Entry>(&format!("/v1/queue/{id}")).await?.is_some_and(is_queued)
+        && client.find::<Entry>(&format!("/v1/queue/{id}")).await?.as_ref().is_some_and(is_queued)
     {
         read?;
     }
     Ok(done)
 }
 
-fn is_queued(entry: Entry) -> bool {
+fn is_queued(entry: &Entry) -> bool {
     entry.state != QueueState::Sent
 }
 
@@ -283,7 +288,7 @@ async fn import(
     let names = archive::names(dir).map_err(|e| archive_failure(&e))?;
     let at_once = (settings.memory / SHARE).clamp(1, AT_ONCE);
     let (spool, _) =
-        SegmentLog::open(settings, Arc::new(SystemClock)).map_err(|e| failure(e.into()))?;
+        SegmentLog::open(settings, Arc::new(SystemClock)).map_err(|e| failure(&e.into()))?;
     let known = if duplicates { HashSet::new() } else { known(&spool).await? };
     let bar = Bar::new("importing", Unit::Messages, global.quiet);
     bar.total(names.waiting.len() as u64);
@@ -309,7 +314,7 @@ async fn import(
 async fn known(spool: &SegmentLog) -> Result<HashSet<[u8; 32]>, Failure> {
     let (mut known, mut after) = (HashSet::new(), None);
     loop {
-        let page = spool.list(after, PAGE).await.map_err(|e| failure(e.into()))?;
+        let page = spool.list(after, PAGE).await.map_err(|e| failure(&e.into()))?;
         let Some(last) = page.last() else { return Ok(known) };
         after = Some(last.message.id);
         known.extend(page.iter().map(|entry| archive::fingerprint(&entry.message)));
@@ -363,7 +368,7 @@ impl Import<'_> {
         }
         let now = SystemClock.wall();
         let stored = tools::restore(&self.spool, &entry, &body, now).await;
-        let new = stored.map_err(|e| Refused::All(failure(e.into())))?;
+        let new = stored.map_err(|e| Refused::All(failure(&e.into())))?;
         archive::mark(self.dir, id).map_err(|e| Refused::All(archive_failure(&e)))?;
         Ok(new)
     }
@@ -400,8 +405,8 @@ enum Refused {
     All(Failure),
 }
 
-fn failure(error: ToolError) -> Failure {
-    let code = match &error {
+fn failure(error: &ToolError) -> Failure {
+    let code = match error {
         ToolError::Open(OpenError::Io { source, .. })
             if source.kind() == ErrorKind::PermissionDenied =>
         {

@@ -24,17 +24,15 @@ pub(super) fn salt(
         move |e| OpenError::io(action, &path, e)
     };
     let format = |found: &str| OpenError::Format { path: path.clone(), found: found.into() };
-    match read(storage, &path)? {
-        Some(salt) => Ok(salt),
-        None => {
-            if has_segments(storage).map_err(io("look beside"))? {
-                return Err(format("the file is missing, and there are segments"));
-            }
-            let salt = drawn();
-            create(storage, salt).map_err(io("create"))?;
-            Ok(salt)
-        }
+    if let Some(salt) = read(storage, &path)? {
+        return Ok(salt);
     }
+    if has_segments(storage).map_err(io("look beside"))? {
+        return Err(format("the file is missing, and there are segments"));
+    }
+    let salt = drawn();
+    create(storage, salt).map_err(io("create"))?;
+    Ok(salt)
 }
 
 /// Reads the salt of a spool that is there already.

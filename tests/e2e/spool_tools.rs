@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -60,7 +60,7 @@ fn verify_tells_damage_by_its_exit_code_and_never_writes() {
     let mut octets = fs::read(&segment).unwrap();
     octets[64 + 70] ^= 1;
     fs::write(&segment, &octets).unwrap();
-    let body = files(&copy.join("big")).into_iter().find(|f| f.ends_with(".eml")).unwrap();
+    let body = files(&copy.join("big")).into_iter().find(|f| is(f, "eml")).unwrap();
     let mut large = fs::read(&body).unwrap();
     large[LARGE / 2] ^= 1;
     fs::write(&body, &large).unwrap();
@@ -179,10 +179,10 @@ fn an_export_while_mail_comes_and_goes_holds_whole_messages_that_were_queued() {
             let export = ["spool", "export", dir.to_str().unwrap(), "--json"];
             let said = json(&gate.cli(&export).expect_code(0).stdout);
             assert_eq!((&said["running"], &said["failed"]), (&true.into(), &0.into()));
-            let sheets: HashSet<String> = files(&dir).into_iter().collect();
+            let sheets: HashSet<PathBuf> = files(&dir).into_iter().collect();
             for id in &waiting {
                 let sheet = dir.join(format!("{id}.json"));
-                assert!(sheets.contains(sheet.to_str().unwrap()), "{id} is missing");
+                assert!(sheets.contains(&sheet), "{id} is missing");
             }
             let exported = exported(&dir);
             assert_eq!(said["exported"], exported.len());
@@ -203,8 +203,8 @@ fn an_export_while_mail_comes_and_goes_holds_whole_messages_that_were_queued() {
 
 /// The contents of an export, without what stands above them.
 fn exported(dir: &Path) -> Vec<Vec<u8>> {
-    let sheets = files(dir).into_iter().filter(|file| file.ends_with(".json"));
-    let eml = sheets.map(|file| fs::read(file.replace(".json", ".eml")).unwrap());
+    let sheets = files(dir).into_iter().filter(|file| is(file, "json"));
+    let eml = sheets.map(|file| fs::read(file.with_extension("eml")).unwrap());
     eml.map(|content| {
         let at = content.windows(10).position(|w| w == b"Received: ").unwrap();
         content[at..].to_vec()
@@ -242,15 +242,19 @@ fn compact_gives_back_what_finished_messages_took() {
     assert_eq!(gate.show(&last)["queue_name"], "sent");
 }
 
+fn is(file: &Path, kind: &str) -> bool {
+    file.extension().is_some_and(|extension| extension == kind)
+}
+
 /// All files below a directory.
-fn files(dir: &Path) -> Vec<String> {
+fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(files(&path));
         } else {
-            found.push(path.to_str().unwrap().to_owned());
+            found.push(path);
         }
     }
     found

@@ -242,8 +242,9 @@ fn export(path: &Path, to: &Path) -> usize {
 async fn what_is_exported_is_imported_as_it_was_but_for_its_id() {
     let dir = directory();
     let (log, _) = open(dir.path());
+    let large = vec![b'q'; 700_000];
     let contents: [&[u8]; 4] =
-        [b"", b"no line end", b"\xff\x00\r\n.\r\nX-Envelope-To: <a@b>\r\n", &[b'q'; 700_000]];
+        [b"", b"no line end", b"\xff\x00\r\n.\r\nX-Envelope-To: <a@b>\r\n", &large];
     for (n, content) in contents.iter().enumerate() {
         let mut draft = log.draft().await.unwrap();
         draft.write(bytes::Bytes::from_static(b"A: b\r\n\r\n")).await.unwrap();

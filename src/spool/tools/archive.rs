@@ -207,9 +207,8 @@ impl Outgoing {
 fn head(entry: &Entry) -> Vec<u8> {
     let Message { id, envelope, .. } = &entry.message;
     let mut head = format!("X-Queue-Id: {id}\r\nX-Envelope-From: <{}>\r\n", envelope.reverse_path);
-    for recipient in &envelope.recipients {
-        head.push_str(&format!("X-Envelope-To: <{}>\r\n", recipient.path));
-    }
+    let to = envelope.recipients.iter().map(|r| format!("X-Envelope-To: <{}>\r\n", r.path));
+    head.extend(to);
     head.into_bytes()
 }
 

@@ -7,7 +7,7 @@ use super::{Progress, ToolError};
 use crate::clock::Clock;
 use crate::spool::segment::{self, Names};
 use crate::spool::storage::{Disk, Open, Storage};
-use crate::spool::{OpenError, SegmentLog, Settings, place};
+use crate::spool::{OpenError, SegmentLog, Settings, format, place};
 
 /// What [`compact`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +30,8 @@ pub fn compact(
     progress: &dyn Progress,
 ) -> Result<Compacted, ToolError> {
     settings.check()?;
+    // A mistyped path is not made a new spool.
+    format::salt_of(&Disk::new(settings.path.clone()), &settings.path)?;
     let _lock = place::take(&settings.path, settings.allow_volatile)?;
     let path = settings.path.clone();
     let io = |action| {
