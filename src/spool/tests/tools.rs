@@ -45,6 +45,11 @@ fn snapshot(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
+/// Makes opening read all of the log, as the tools do: it may have written down what is in it.
+fn read_all(path: &Path) {
+    let _ = fs::remove_dir_all(path.join("snap"));
+}
+
 fn flip(path: &Path, at: usize) {
     let mut octets = fs::read(path).unwrap();
     octets[at] ^= 1;
@@ -91,8 +96,7 @@ async fn verify_tells_what_opening_would_find_and_changes_nothing() {
         assert!(total >= 16 << 10 && done >= 16 << 10, "{fault}: {done} of {total}");
         let sound = matches!(fault, "none" | "orphan" | "no lock");
         assert_eq!((found.is_sound(), found.segments), (sound, 1), "{fault}: {found:?}");
-        // All of the log is read, whatever was written down aside.
-        let _ = fs::remove_dir_all(dir.path().join("snap"));
+        read_all(dir.path());
         assert_eq!(found.recovered, open(dir.path()).1, "{fault}");
     }
 }
@@ -173,7 +177,7 @@ async fn compact_keeps_every_message_as_it_is_and_gives_the_room_back() {
 
     let done = compact(settings(dir.path()), noon(), &Count::default()).unwrap();
     assert_eq!((done.messages, done.stuck), (31, None));
-    assert!(done.after * 2 <= done.before, "{done:?}");
+    assert!(done.after < done.before && done.after <= 4 * (16 << 10), "{done:?}");
     assert!(!segment_files(dir.path()).iter().any(|name| name.starts_with("spare")));
     assert!(segment_files(dir.path()).contains(&"reserve.seg".to_owned()));
     assert!(verdict(dir.path()).is_sound());
@@ -204,6 +208,7 @@ async fn compact_stops_at_what_it_cannot_read_and_loses_nothing() {
     let oldest = dir.path().join("seg").join(&segment_files(dir.path())[0]);
     flip(&oldest, 64 + 3500);
     fs::write(dir.path().join("quarantine"), "in the way").unwrap();
+    read_all(dir.path());
     let done = compact(settings(dir.path()), noon(), &Count::default()).unwrap();
     assert_eq!(done.stuck, Some(1), "{done:?}");
     assert!(oldest.exists());

@@ -172,7 +172,8 @@ fn none<T: Default>(error: io::Error) -> io::Result<T> {
     if error.kind() == io::ErrorKind::NotFound { Ok(T::default()) } else { Err(error) }
 }
 
-/// The disk, for readers only. What opening would clean up it is told was cleaned up.
+/// The disk, for readers only. What opening would clean up, or write once more to be sure of it, it
+/// is told was done.
 struct ReadOnly {
     disk: Disk,
     progress: Arc<dyn Progress>,
@@ -232,7 +233,7 @@ impl ReadAt for ReadOnlyFile {
 
 impl File for ReadOnlyFile {
     fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        Ok(())
     }
 
     fn allocate(&self, _: u64) -> io::Result<()> {
