@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::PATIENCE;
 use crate::support::client::Client;
 use crate::support::gate::{Gate, Settings};
 use crate::support::mail::{below_received, message, message_id, with_body};
 use crate::support::sink::{Act, Fault, Sink, Stage};
+use crate::support::{PATIENCE, eventually};
 
 const UNAVAILABLE: i32 = 69;
 const USAGE: i32 = 64;
@@ -145,7 +145,7 @@ fn an_export_while_mail_comes_and_goes_holds_whole_messages_that_were_queued() {
     let sink = Sink::start();
     let busy = Fault::always(Stage::Rcpt, Act::Reply("451 4.2.0 mailbox busy"));
     // Slow, so that there always is a queue.
-    let slow = Fault::always(Stage::EndOfData, Act::Delay(Duration::from_millis(100)));
+    let slow = Fault::always(Stage::EndOfData, Act::Delay(Duration::from_millis(400)));
     sink.fail(&[Fault { only: "later@", ..busy }, slow]);
     let gate = Gate::start(&Settings::plain(sink.address));
     // Some wait all the while: every export has them.
@@ -175,6 +175,8 @@ fn an_export_while_mail_comes_and_goes_holds_whole_messages_that_were_queued() {
         }
         let mut live = 0;
         for round in 0..5 {
+            let more = waiting.len() + 20;
+            eventually(PATIENCE, "a queue", || (gate.queue().len() > more).then_some(()));
             let dir = gate.dir.path().join(format!("live-{round}"));
             let export = ["spool", "export", dir.to_str().unwrap(), "--json"];
             let said = json(&gate.cli(&export).expect_code(0).stdout);
