@@ -11,9 +11,7 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::clock::{ManualClock, Timestamp};
-use crate::mail::{
-    Body, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState, ReadAt, ReversePath,
-};
+use crate::mail::{Body, Message, QueueId, QueueState, ReadAt};
 use crate::spool::{Action, Claim, Draft, Entry, Settlement, SpoolError, Stats};
 
 /// A queue that is a map; `broken` makes every later page fail.
@@ -120,19 +118,8 @@ impl ReadAt for Cut {
 }
 
 fn entry(n: u64, state: QueueState) -> Entry {
-    let mailbox = Mailbox::parse(b"a@example.com").unwrap();
-    let envelope = Envelope {
-        reverse_path: ReversePath::Null,
-        recipients: vec![ForwardPath(mailbox).into()],
-        body: crate::mail::BodyKind::SevenBit,
-        smtputf8: false,
-        ret: None,
-        envid: None,
-    };
-    let client =
-        Client { address: "10.0.0.1".parse().unwrap(), helo: "h".into(), listener: "l".into() };
-    let message =
-        Message::new(QueueId::from_u64(n), Timestamp::from_millis(1000), client, envelope);
+    let id = QueueId::from_u64(n);
+    let message = Message::sample(id, Timestamp::from_millis(1000), &["a@example.com"]);
     Entry { message, state, due: None }
 }
 

@@ -110,9 +110,7 @@ fn settlement(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::{
-        BodyKind, Client, Envelope, ForwardPath, Mailbox, RecipientStatus, Reply, ReversePath,
-    };
+    use crate::mail::{RecipientStatus, Reply};
     use crate::policy::Backoff;
 
     const MINUTE: Duration = Duration::from_mins(1);
@@ -123,19 +121,9 @@ mod tests {
     }
 
     fn message(outcomes: Vec<RecipientOutcome>) -> Message {
-        let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            recipients: vec![ForwardPath(mailbox("a@x")).into(); outcomes.len()],
-            body: BodyKind::SevenBit,
-            smtputf8: false,
-            ret: None,
-            envid: None,
-        };
-        let address = "192.0.2.1".parse().unwrap();
-        let client = Client { address, helo: "h".into(), listener: "l".into() };
+        let recipients = vec!["a@example.com"; outcomes.len()];
         let id = QueueId::from_u64(1);
-        let mut message = Message::new(id, Timestamp::from_millis(0), client, envelope);
+        let mut message = Message::sample(id, Timestamp::from_millis(0), &recipients);
         let outcome = Outcome { recipients: outcomes, ..Outcome::all(0, &deferred()) };
         message.record("core", &outcome, Timestamp::from_millis(1));
         message

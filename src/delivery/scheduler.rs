@@ -121,8 +121,7 @@ mod tests {
     use super::*;
     use crate::clock::{ManualClock, Timestamp};
     use crate::mail::{
-        Body, BodyKind, Client, EnhancedStatus, Envelope, ForwardPath, Mailbox, Message, Outcome,
-        QueueState, RecipientOutcome, Reply, ReversePath,
+        Body, EnhancedStatus, Envelope, Message, Outcome, QueueState, RecipientOutcome, Reply,
     };
     use crate::policy::{Backoff, Breaker, breaker};
     use crate::spool::MemorySpool;
@@ -148,18 +147,7 @@ mod tests {
         let spool = MemorySpool::new(Arc::clone(clock));
         for _ in 0..messages {
             let draft = spool.draft().await.unwrap();
-            let recipient = ForwardPath(Mailbox::parse(b"a@x.example").unwrap()).into();
-            let envelope = Envelope {
-                reverse_path: ReversePath::Null,
-                recipients: vec![recipient],
-                body: BodyKind::SevenBit,
-                smtputf8: false,
-                ret: None,
-                envid: None,
-            };
-            let address = "192.0.2.1".parse().unwrap();
-            let client = Client { address, helo: "h".into(), listener: "l".into() };
-            let message = Message::new(draft.id(), clock.wall(), client, envelope);
+            let message = Message::sample(draft.id(), clock.wall(), &["a@example.com"]);
             draft.commit(message).await.unwrap();
         }
         Arc::new(spool)

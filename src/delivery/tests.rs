@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Lane, Scheduler, Settings};
 use crate::clock::{Clock, Timestamp};
 use crate::mail::{
-    Blame, Body, BodyKind, Client, EnhancedStatus, Envelope, Failure, ForwardPath, Handoff,
-    Mailbox, Message, Outcome, QueueId, QueueState, RecipientOutcome, Reply, ReversePath, Stage,
+    Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Message, Outcome, QueueId, QueueState,
+    RecipientOutcome, Reply, Stage,
 };
 use crate::policy::{Backoff, Breaker, breaker};
 use crate::spool::{MemorySpool, Spool};
@@ -194,21 +194,11 @@ impl World {
     }
 
     async fn submit(&self, recipients: &[String]) -> QueueId {
-        let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
-        let envelope = Envelope {
-            reverse_path: ReversePath::Null,
-            recipients: recipients.iter().map(|r| ForwardPath(mailbox(r)).into()).collect(),
-            body: BodyKind::SevenBit,
-            smtputf8: false,
-            ret: None,
-            envid: None,
-        };
-        let address = "192.0.2.1".parse().unwrap();
-        let client = Client { address, helo: "h".into(), listener: "l".into() };
+        let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
         let mut draft = self.spool.draft().await.unwrap();
         let id = draft.id();
         draft.write(Bytes::from_static(b"Subject: x\r\n\r\n")).await.unwrap();
-        let message = Message::new(id, self.clock.wall(), client, envelope);
+        let message = Message::sample(id, self.clock.wall(), &recipients);
         draft.commit(message).await.unwrap();
         id
     }

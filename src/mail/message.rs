@@ -256,26 +256,32 @@ impl Message {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mail::{Blame, EnhancedStatus, ForwardPath, Handoff, Mailbox, ReversePath, Stage};
-
-    fn message(recipients: &[&str]) -> Message {
+impl Message {
+    /// A message to these recipients, for tests.
+    pub(crate) fn sample(id: QueueId, received: Timestamp, recipients: &[&str]) -> Self {
+        use super::address::{ForwardPath, Mailbox, ReversePath};
         let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
         let envelope = Envelope {
-            reverse_path: ReversePath::Mailbox(mailbox("a@example.com")),
+            reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
             recipients: recipients.iter().map(|r| ForwardPath(mailbox(r)).into()).collect(),
-            body: crate::mail::BodyKind::SevenBit,
+            body: super::envelope::BodyKind::SevenBit,
             smtputf8: false,
             ret: None,
             envid: None,
         };
-        let client = Client {
-            address: "192.0.2.1".parse().unwrap(),
-            helo: "h".into(),
-            listener: "l".into(),
-        };
-        Message::new(QueueId::from_u64(7), Timestamp::from_millis(1), client, envelope)
+        let address = "10.0.1.12".parse().unwrap();
+        let client = Client { address, helo: "app-7".into(), listener: "backends".into() };
+        Self::new(id, received, client, envelope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mail::{Blame, EnhancedStatus, Handoff, Stage};
+
+    fn message(recipients: &[&str]) -> Message {
+        Message::sample(QueueId::from_u64(7), Timestamp::from_millis(1), recipients)
     }
 
     fn failure(handoff: Handoff) -> Failure {

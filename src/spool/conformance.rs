@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::{Action, Claim, Settlement, Spool, SpoolError};
 use crate::clock::{ManualClock, Timestamp};
 use crate::mail::{
-    Blame, Body, BodyKind, Client, EnhancedStatus, Envelope, Failure, ForwardPath, Handoff,
-    Mailbox, Message, QueueId, QueueState, RecipientStatus, ReversePath, Stage,
+    Blame, Body, EnhancedStatus, Failure, Handoff, Message, QueueId, QueueState, RecipientStatus,
+    Stage,
 };
 
 /// When the tests take place.
@@ -50,19 +50,8 @@ pub(super) use conformance;
 
 /// A message with one recipient.
 pub(super) fn message(id: QueueId, received_after: u64) -> Message {
-    let mailbox = |s: &str| Mailbox::parse(s.as_bytes()).unwrap();
-    let envelope = Envelope {
-        reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
-        recipients: vec![ForwardPath(mailbox("user@example.net")).into()],
-        body: BodyKind::SevenBit,
-        smtputf8: false,
-        ret: None,
-        envid: None,
-    };
-    let client =
-        Client { address: "10.0.0.5".parse().unwrap(), helo: "app".into(), listener: "mta".into() };
     let received = NOON.after(Duration::from_millis(received_after));
-    Message::new(id, received, client, envelope)
+    Message::sample(id, received, &["user@example.net"])
 }
 
 /// Stores a message that was received so many milliseconds after noon.
