@@ -1,4 +1,4 @@
-//! What happens, one type for each thing. This is the only place that logs.
+//! What happens, one type for each thing. This is the only place that logs or counts.
 //!
 //! A module that decides something fills in the type and calls `emit`. The keys are Postfix's words
 //! (`queue_id`, `to`, `relay`, `delay`, `dsn`, `status`), so that an operator can guess them.
@@ -7,9 +7,59 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use metrics::{Label, counter, histogram};
 use tracing::{debug, error, info, warn};
 
 use crate::mail::{Failure, Message, Outcome, QueueId, RecipientOutcome, Reply};
+
+/// Makes every counter that these names lead to exist, at zero: a counter that appears with its
+/// first event hides that event from `rate()`.
+pub fn start_counting(listeners: &[&str], route: &str, upstream: &str) {
+    for listener in listeners {
+        let listener = ("listener", *listener);
+        for name in [
+            "postgate_smtp_refused_connections_total",
+            "postgate_messages_received_total",
+            "postgate_received_bytes_total",
+        ] {
+            add(name, &[listener], 0);
+        }
+        for class in ["4xx", "5xx"] {
+            add("postgate_smtp_rejects_total", &[listener, ("class", class)], 0);
+        }
+    }
+    let (route, upstream) = (("route", route), ("upstream", upstream));
+    for result in ["sent", "deferred", "bounced", "unconfirmed"] {
+        add("postgate_delivery_attempts_total", &[route, upstream, ("result", result)], 0);
+    }
+    for to in ["closed", "open", "half-open"] {
+        add("postgate_upstream_breaker_transitions_total", &[upstream, ("to", to)], 0);
+    }
+    for result in ["ok", "failed"] {
+        add("postgate_config_reloads_total", &[("result", result)], 0);
+    }
+    for name in [
+        "postgate_dead_letters_total",
+        "postgate_spool_errors_total",
+        "postgate_spool_damaged_ranges_total",
+    ] {
+        add(name, &[], 0);
+    }
+}
+
+fn count(name: &'static str, labels: &[(&'static str, &str)]) {
+    add(name, labels, 1);
+}
+
+fn add(name: &'static str, labels: &[(&'static str, &str)], n: u64) {
+    let labels: Vec<Label> =
+        labels.iter().map(|(key, value)| Label::new(*key, (*value).to_owned())).collect();
+    counter!(name, labels).increment(n);
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// A connection was refused in the greeting.
 #[derive(Debug)]
@@ -26,6 +76,7 @@ impl PeerRefused<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let Self { listener, peer, reply } = self;
+        count("postgate_smtp_refused_connections_total", &[("listener", listener)]);
         warn!(event = "rejected", listener, client = %peer, %reply, "client refused");
     }
 }
@@ -45,6 +96,8 @@ impl Rejected<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let Self { listener, peer, reply } = self;
+        let class = if reply.is_permanent() { "5xx" } else { "4xx" };
+        count("postgate_smtp_rejects_total", &[("listener", listener), ("class", class)]);
         info!(event = "rejected", listener, client = %peer, %reply, "rejected");
     }
 }
@@ -84,6 +137,10 @@ impl Queued<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let m = self.message;
+        let listener = [("listener", m.client.listener.as_str())];
+        count("postgate_messages_received_total", &listener);
+        add("postgate_received_bytes_total", &listener, m.size);
+        histogram!("postgate_spool_commit_duration_seconds").record(self.commit);
         info!(
             event = "queued",
             queue_id = %m.id,
@@ -127,6 +184,13 @@ impl Delivery<'_> {
                 RecipientOutcome::Bounced(f) => ("bounced", Some(f.status), f.to_string()),
                 RecipientOutcome::Unconfirmed(f) => ("unconfirmed", Some(f.status), f.to_string()),
             };
+            let (route, upstream) = (("route", self.route), ("upstream", self.upstream));
+            let result = ("result", status);
+            count("postgate_delivery_attempts_total", &[route, upstream, result]);
+            if status == "sent" {
+                histogram!("postgate_message_latency_seconds", "route" => self.route.to_owned())
+                    .record(self.delay);
+            }
             info!(
                 event = "delivery",
                 queue_id = %m.id,
@@ -162,6 +226,7 @@ impl Dead<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let m = self.message;
+        count("postgate_dead_letters_total", &[]);
         let failed = m.status.iter().filter(|s| s.is_failed()).count();
         let reason = m.status.iter().filter(|s| s.is_failed()).find_map(|s| s.failure());
         warn!(
@@ -222,6 +287,8 @@ pub struct Reloaded<'a> {
 impl Reloaded<'_> {
     /// Logs it.
     pub fn emit(&self) {
+        let result = if self.result.is_ok() { "ok" } else { "failed" };
+        count("postgate_config_reloads_total", &[("result", result)]);
         match self.result {
             Ok(answer) => info!(event = "config", answer, "configuration reloaded"),
             Err(error) => error!(event = "config", error, "configuration kept: the new one is bad"),
@@ -299,6 +366,8 @@ impl BreakerChanged<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let Self { upstream, to, reason } = self;
+        let labels = [("upstream", *upstream), ("to", *to)];
+        count("postgate_upstream_breaker_transitions_total", &labels);
         if let Some(reason) = reason {
             warn!(event = "breaker", upstream, to, %reason, "upstream failed; breaker opened");
         } else {
@@ -333,13 +402,10 @@ pub struct SpoolFailed<'a> {
 impl SpoolFailed<'_> {
     /// Logs it.
     pub fn emit(&self) {
+        count("postgate_spool_errors_total", &[]);
         let queue_id = self.queue_id.map(|id| id.to_string()).unwrap_or_default();
         error!(event = "spool", queue_id, error = %self.error, "spool failed");
     }
-}
-
-fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A listener could not accept a connection; it goes on after a pause.
@@ -395,6 +461,7 @@ pub struct SpoolUnreadable<'a> {
 impl SpoolUnreadable<'_> {
     /// Logs it.
     pub fn emit(&self) {
+        count("postgate_spool_errors_total", &[]);
         let Self { id, error } = self;
         error!(event = "spool_unreadable", queue_id = %id, %error, "message can't be read");
     }
@@ -429,6 +496,7 @@ pub struct SpoolDamage<'a> {
 impl SpoolDamage<'_> {
     /// Logs it.
     pub fn emit(&self) {
+        count("postgate_spool_damaged_ranges_total", &[]);
         let Self { path, segment, range, id } = self;
         let (path, queue_id) = (path.display(), id.map(|id| id.to_string()).unwrap_or_default());
         let (start, end) = (range.start, range.end);

@@ -1,7 +1,8 @@
-//! Logging: where the lines of [`crate::event`] go.
+//! Where the lines and the numbers of [`crate::event`] go.
 
 use std::io::{self, IsTerminal};
 
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -41,10 +42,12 @@ impl Default for Settings {
 pub struct Telemetry {
     filter: reload::Handle<Targets, Registry>,
     dropped: ErrorCounter,
+    /// `None` when something in this process counts already.
+    numbers: Option<PrometheusHandle>,
     _writer: WorkerGuard,
 }
 
-/// Starts logging to standard error, once for the process.
+/// Starts counting, and logging to standard error, once for the process.
 ///
 /// A reader that stalls does not stall mail: lines are handed to a writer thread through a bounded
 /// queue and the newest are dropped when it is full.
@@ -62,13 +65,19 @@ pub fn start(settings: Settings) -> Telemetry {
     };
     // A second start in one process (tests) keeps the first subscriber.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-    Telemetry { filter: handle, dropped, _writer: guard }
+    Telemetry { filter: handle, dropped, numbers: start_counting().ok(), _writer: guard }
 }
 
 impl Telemetry {
     /// A counter of the lines that were dropped because the reader of the log was too slow.
     pub fn dropped(&self) -> ErrorCounter {
         self.dropped.clone()
+    }
+
+    /// What was counted, in Prometheus' text format, asked anew each time.
+    pub fn numbers(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let numbers = self.numbers.clone();
+        move || numbers.as_ref().map(PrometheusHandle::render).unwrap_or_default()
     }
 
     /// Changes the level.
@@ -81,4 +90,18 @@ impl Telemetry {
 /// Our own lines at `level`; libraries only when something is wrong.
 fn targets(level: LevelFilter) -> Targets {
     Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("postgate", level)
+}
+
+/// The upper bounds of a commit's duration, in seconds.
+const COMMIT_BUCKETS: [f64; 9] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 5.0];
+
+/// The upper bounds of the time from our 250 to the upstream's, in seconds.
+const LATENCY_BUCKETS: [f64; 9] = [0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
+
+fn start_counting() -> Result<PrometheusHandle, BuildError> {
+    let buckets = |name: &str| Matcher::Full(format!("postgate_{name}_seconds"));
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(buckets("spool_commit_duration"), &COMMIT_BUCKETS)?
+        .set_buckets_for_metric(buckets("message_latency"), &LATENCY_BUCKETS)?
+        .install_recorder()
 }

@@ -135,6 +135,19 @@ fn every_key_of_the_reference_configuration_is_explained() {
 }
 
 #[test]
+fn every_metric_is_documented_and_no_other() {
+    let known = metric_names("count(\"postgate_a_total\"); gauge!(\"postgate_b\")");
+    assert_eq!(known, BTreeSet::from(["postgate_a_total".into(), "postgate_b".into()]));
+
+    let mut counted = BTreeSet::new();
+    for file in ["src/event.rs", "src/app/build.rs"] {
+        counted.extend(metric_names(&fs::read_to_string(root().join(file)).unwrap()));
+    }
+    let page = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    assert_eq!(metric_names(&page), counted, "docs/metrics.md (left) and the code (right) differ");
+}
+
+#[test]
 fn every_claim_about_the_spool_names_a_test_that_exists() {
     let tests = BTreeSet::from(["that_it_does_what_it_says".to_owned()]);
     let page = "# S\n\n## A\n\nIt does.\n\n> Proof. `that_it_does_what_it_says`.\n";
@@ -396,4 +409,11 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The names of metrics in a text, in quotes or backticks.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let quoted = text.split(['"', '`']).filter(|word| word.starts_with("postgate_"));
+    let name = |c: char| c.is_ascii_lowercase() || c == '_';
+    quoted.filter(|word| word.chars().all(name)).map(str::to_owned).collect()
 }

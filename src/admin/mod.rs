@@ -13,6 +13,7 @@
 //! Errors are problem details (RFC 9457). Every change is logged with the caller's user id.
 
 mod api;
+mod scrape;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::spool::Spool;
+
+pub use scrape::{Probes, serve_probes};
 
 /// Owner and group may connect.
 const SOCKET_MODE: u32 = 0o660;

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::{counter, gauge};
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::reload::Live;
+use crate::admin::Probes;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config, UpstreamKind};
 use crate::delivery::{self, Lane};
+use crate::event;
 use crate::mail::header;
 use crate::policy::Breaker;
 use crate::policy::admission::Limits;
 use crate::secret::Credentials;
 use crate::server::{self, Policy};
 use crate::smtp;
-use crate::spool::Spool;
+use crate::spool::{Spool, Stats};
 use crate::upstream::Upstream;
 use crate::upstream::maildir::{MaildirError, MaildirUpstream};
 use crate::upstream::smtp::{SettingsError, SmtpUpstream};
@@ -176,4 +179,44 @@ pub(super) fn status(
             }],
         })
     })
+}
+
+/// What Prometheus and probes are shown.
+pub(super) fn probes(live: &Live, spool: Arc<dyn Spool>) -> Probes {
+    let listeners: Vec<&str> = live.config.listeners.iter().map(|l| l.name.as_str()).collect();
+    let lane = live.lane.load();
+    event::start_counting(&listeners, &lane.route, lane.upstream.name());
+    let (numbers, dropped) = (live.telemetry.numbers(), live.telemetry.dropped());
+    let (lane, for_refusal) = (Arc::clone(&live.lane), Arc::clone(&spool));
+    Probes {
+        metrics: Arc::new(move || {
+            let lane = lane.load();
+            let state = lane.state(SystemClock.now()).word();
+            let lost = u64::try_from(dropped.dropped_lines()).unwrap_or(u64::MAX);
+            gauges(&spool.stats(), lane.upstream.name(), state, lost);
+            numbers()
+        }),
+        refusal: Arc::new(move || for_refusal.refusal().map(|e| e.to_string())),
+    }
+}
+
+/// What is measured when it is asked for.
+#[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are floating point")]
+fn gauges(queue: &Stats, upstream: &str, breaker: &str, lost: u64) {
+    gauge!("postgate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
+    for (state, n) in [
+        ("incoming", queue.incoming),
+        ("active", queue.active),
+        ("deferred", queue.deferred),
+        ("held", queue.held),
+        ("dead", queue.dead),
+    ] {
+        gauge!("postgate_queue_messages", "state" => state).set(n as f64);
+    }
+    gauge!("postgate_queue_bytes").set(queue.bytes as f64);
+    for state in ["closed", "open", "half-open"] {
+        let labels = [("upstream", upstream.to_owned()), ("state", state.to_owned())];
+        gauge!("postgate_upstream_breaker_state", &labels).set(u8::from(state == breaker));
+    }
+    counter!("postgate_log_lines_dropped_total").absolute(lost);
 }

@@ -131,6 +131,7 @@ impl Daemon {
 
         let (close, halt, leave) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        open_probes(&live, &spool, &leave)?;
         let drain = live.config.delivery.drain_timeout;
         let receiving = tokio::spawn(server::run(
             bound,
@@ -223,6 +224,22 @@ impl Daemon {
         systemd::reloaded();
         answer
     }
+}
+
+/// Opens the door for Prometheus, where one is configured.
+fn open_probes(
+    live: &Live,
+    spool: &Arc<dyn Spool>,
+    leave: &CancellationToken,
+) -> Result<(), RunError> {
+    let Some(address) = live.config.metrics.listen else { return Ok(()) };
+    let failed = || system("open the metrics' listener");
+    let listener = std::net::TcpListener::bind(address).map_err(failed())?;
+    listener.set_nonblocking(true).map_err(failed())?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed())?;
+    let probes = build::probes(live, Arc::clone(spool));
+    tokio::spawn(admin::serve_probes(listener, probes, leave.clone().cancelled_owned()));
+    Ok(())
 }
 
 fn open_spool(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Spool>, RunError> {

@@ -14,6 +14,7 @@ mod units;
 mod upstream;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,8 +36,15 @@ pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
 pub const DEFAULT_SOCKET: &str = "/run/postgate/admin.sock";
 
 /// Keys that are read once, at the start: the beginnings of their names.
-const FIXED: [&str; 6] =
-    ["listener.", "spool.", "limits.memory", "delivery.drain_timeout", "admin.", "log.format"];
+const FIXED: [&str; 7] = [
+    "listener.",
+    "spool.",
+    "limits.memory",
+    "delivery.drain_timeout",
+    "admin.",
+    "metrics.",
+    "log.format",
+];
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -67,6 +75,8 @@ pub struct Config {
     pub breaker: breaker::Settings,
     /// The operator's door.
     pub admin: Admin,
+    /// The metrics.
+    pub metrics: Metrics,
     /// What is logged, and how.
     pub log: telemetry::Settings,
     effective: Vec<(String, String)>,
@@ -142,6 +152,13 @@ pub struct Route {
 pub struct Admin {
     /// The unix socket.
     pub socket: PathBuf,
+}
+
+/// Where Prometheus asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Metrics {
+    /// Nowhere when `None`.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The environment of this process, as [`load`] wants it. What is not UTF-8 is left out.

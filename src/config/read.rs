@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use tracing_subscriber::filter::LevelFilter;
 
-use super::document::{Place, Table};
+use super::document::{Node, Place, Table};
 use super::read_upstream::{is_name, upstream};
-use super::section::{Reading, Section, Setting, Size, show_list, similar, words};
+use super::section::{Fault, Reading, Section, Setting, Size, show_list, similar, words};
 use super::units::{hours, mins, secs};
 use super::{
-    Admin, Config, DEFAULT_SOCKET, Delivery, Limits, Received, Retry, Route, Upstream, files,
+    Admin, Config, DEFAULT_SOCKET, Delivery, Limits, Metrics, Received, Retry, Route, Upstream,
+    files,
 };
 use crate::mail::Mailbox;
 use crate::mail::address::is_domain;
@@ -46,6 +47,7 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
     let routes = routes(&mut top, &names);
     let breaker = breaker(top.section("breaker"));
     let admin = admin(top.section("admin"));
+    let metrics = metrics(top.section("metrics"));
     let log = log(top.section("log"));
     top.finish();
     Some(Config {
@@ -62,6 +64,7 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
         routes,
         breaker,
         admin,
+        metrics,
         log,
         effective: Vec::new(),
     })
@@ -408,6 +411,28 @@ fn admin(mut s: Section<'_>) -> Admin {
     }
     s.finish();
     Admin { socket }
+}
+
+fn metrics(mut s: Section<'_>) -> Metrics {
+    let listen = s.or("listen", Listen(None)).0;
+    s.finish();
+    Metrics { listen }
+}
+
+/// An address, or `off`.
+struct Listen(Option<SocketAddr>);
+
+impl Setting for Listen {
+    fn read(node: &Node) -> Result<Self, Fault> {
+        match node.text() {
+            Some("off") => Ok(Self(None)),
+            _ => SocketAddr::read(node).map(|address| Self(Some(address))),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.0.map_or_else(|| "\"off\"".to_owned(), |address| address.show())
+    }
 }
 
 fn log(mut s: Section<'_>) -> telemetry::Settings {

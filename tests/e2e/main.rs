@@ -29,6 +29,7 @@ mod crash;
 mod exact;
 mod full_disk;
 mod lifecycle;
+mod metrics;
 mod operate;
 mod parts;
 mod places;
