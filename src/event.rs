@@ -2,7 +2,8 @@
 //!
 //! A module that decides something fills in the type and calls `emit`. The keys are Postfix's words
 //! (`queue_id`, `to`, `relay`, `delay`, `dsn`, `status`), so that an operator can guess them.
-//! Severity is the operator's: a deferred delivery is news, not a warning.
+//! What a stranger may have chosen is recorded as a text, not as `%display`: the text format quotes
+//! texts, so that no sender's name can look like another field. Severity is the operator's: a deferred delivery is news, not a warning.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -77,7 +78,7 @@ impl PeerRefused<'_> {
     pub fn emit(&self) {
         let Self { listener, peer, reply } = self;
         count("postgate_smtp_refused_connections_total", &[("listener", listener)]);
-        warn!(event = "rejected", listener, client = %peer, %reply, "client refused");
+        warn!(event = "rejected", listener, client = %peer, reply = reply.to_string(), "client refused");
     }
 }
 
@@ -98,7 +99,7 @@ impl Rejected<'_> {
         let Self { listener, peer, reply } = self;
         let class = if reply.is_permanent() { "5xx" } else { "4xx" };
         count("postgate_smtp_rejects_total", &[("listener", listener), ("class", class)]);
-        info!(event = "rejected", listener, client = %peer, %reply, "rejected");
+        info!(event = "rejected", listener, client = %peer, reply = reply.to_string(), "rejected");
     }
 }
 
@@ -145,7 +146,7 @@ impl Queued<'_> {
             event = "queued",
             queue_id = %m.id,
             message_id = m.message_id,
-            from = %m.envelope.reverse_path,
+            from = m.envelope.reverse_path.to_string(),
             nrcpt = m.envelope.recipients.len(),
             size = m.size,
             client = %m.client.address,
@@ -195,8 +196,8 @@ impl Delivery<'_> {
                 event = "delivery",
                 queue_id = %m.id,
                 message_id = m.message_id,
-                from = %m.envelope.reverse_path,
-                to = %recipient.path,
+                from = m.envelope.reverse_path.to_string(),
+                to = recipient.path.to_string(),
                 route = self.route,
                 upstream = self.upstream,
                 relay = self.outcome.relay.as_deref().unwrap_or("none"),
@@ -233,7 +234,7 @@ impl Dead<'_> {
             event = "dead",
             queue_id = %m.id,
             message_id = m.message_id,
-            from = %m.envelope.reverse_path,
+            from = m.envelope.reverse_path.to_string(),
             failed,
             reason = reason.map(ToString::to_string).unwrap_or_default(),
             "moved to the dead letters"
@@ -369,7 +370,13 @@ impl BreakerChanged<'_> {
         let labels = [("upstream", *upstream), ("to", *to)];
         count("postgate_upstream_breaker_transitions_total", &labels);
         if let Some(reason) = reason {
-            warn!(event = "breaker", upstream, to, %reason, "upstream failed; breaker opened");
+            warn!(
+                event = "breaker",
+                upstream,
+                to,
+                reason = reason.to_string(),
+                "upstream failed; breaker opened"
+            );
         } else {
             info!(event = "breaker", upstream, to, "breaker changed");
         }

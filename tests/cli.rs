@@ -183,7 +183,17 @@ fn the_queue_is_listed_for_eyes_and_as_json_lines() {
     assert_eq!(values[0]["queue_name"], "hold");
     assert_eq!(values[0]["recipients"][0]["address"], "ana@example.com");
     let (_, data, _) = daemon.run(&["queue", "list", "--state", "dead"]);
-    assert_eq!(data, "The queue is empty.\n");
+    assert_eq!(data, "No dead messages.\n");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_never_leads_to_another_postgate() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("wrong.toml");
+    std::fs::write(&path, "mynetwork = []\n").unwrap();
+    let (code, data, talk) = run(&["-c", path.to_str().unwrap(), "queue", "list"]);
+    assert_eq!((code, data.as_str()), (78, ""));
+    assert!(talk.contains("name it with --socket"), "{talk}");
 }
 
 #[test]

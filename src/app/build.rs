@@ -16,6 +16,7 @@ use crate::event;
 use crate::mail::header;
 use crate::policy::Breaker;
 use crate::policy::admission::Limits;
+use crate::policy::breaker::State;
 use crate::secret::Credentials;
 use crate::server::{self, Policy};
 use crate::smtp;
@@ -164,6 +165,12 @@ pub(super) fn status(
     let since = clock.wall();
     Arc::new(move || {
         let lane = lane.load();
+        let now = clock.now();
+        let state = lane.state(now);
+        let rests = match state {
+            State::Open { until } => Some(until.saturating_duration_since(now).as_secs()),
+            State::Closed | State::HalfOpen => None,
+        };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "hostname": policy.load().smtp.hostname,
@@ -175,7 +182,9 @@ pub(super) fn status(
             "upstreams": [{
                 "name": lane.upstream.name(),
                 "route": lane.route,
-                "breaker": lane.state(clock.now()).word(),
+                "breaker": state.word(),
+                "rests_for_seconds": rests,
+                "last_failure": lane.last_failure(),
             }],
         })
     })

@@ -124,7 +124,6 @@ impl Daemon {
         // Before the sockets: who starts it twice is told the process, not only the port.
         spool::check_free(&config.spool.path)?;
         let bound = server::bind(&config.listeners, inherited)?;
-        let door = admin::bind(&config.admin.socket)?;
         let socket = config.admin.socket.clone();
         let live = Live::build(path, config, telemetry)?;
         let spool = open_spool(&live.config, Arc::clone(&clock))?;
@@ -132,6 +131,8 @@ impl Daemon {
         let (close, halt, leave) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         open_probes(&live, &spool, &leave)?;
+        // Last of all: a start that fails must not leave a socket that is in the way of the next.
+        let door = admin::bind(&socket)?;
         let drain = live.config.delivery.drain_timeout;
         let receiving = tokio::spawn(server::run(
             bound,

@@ -42,9 +42,10 @@ pub(super) fn list_lines(entry: &Entry, now: Timestamp) -> Vec<String> {
 }
 
 /// What stands below the list.
-pub(super) fn list_total(messages: u64, size: u64) -> String {
+pub(super) fn list_total(state: Option<&str>, messages: u64, size: u64) -> String {
     match messages {
-        0 => "The queue is empty.".into(),
+        0 => state
+            .map_or_else(|| "The queue is empty.".into(), |state| format!("No {state} messages.")),
         1 => format!("1 message, {}", octets(size)),
         n => format!("{n} messages, {}", octets(size)),
     }

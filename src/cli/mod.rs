@@ -132,17 +132,15 @@ fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
 /// The commands that talk to someone.
 async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Failure> {
     match command {
-        Command::Queue(queue) => queue::queue(&client(global, out), queue, global.json, out).await,
-        Command::Spool(args) => spool::spool(global, args, |out| client(global, out), out).await,
+        Command::Queue(queue) => queue::queue(&client(global)?, queue, global.json, out).await,
+        Command::Spool(args) => spool::spool(global, args, || client(global), out).await,
         Command::Mailq => {
             let list = args::Queue::List { state: None };
-            queue::queue(&client(global, out), list, global.json, out).await
+            queue::queue(&client(global)?, list, global.json, out).await
         }
-        Command::Status => status::status(&client(global, out), global.json, out).await,
-        Command::Reload => status::reload(&client(global, out), out).await,
-        Command::Healthcheck(options) => {
-            status::healthcheck(&client(global, out), options, out).await
-        }
+        Command::Status => status::status(&client(global)?, global.json, out).await,
+        Command::Reload => status::reload(&client(global)?, out).await,
+        Command::Healthcheck(options) => status::healthcheck(&client(global)?, options, out).await,
         Command::Probe(options) => probe::run(global, options, out).await,
         Command::Send(options) => send::send(global, options, out).await,
         Command::Run | Command::CheckConfig(_) => Ok(()),
@@ -150,19 +148,25 @@ async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Fa
 }
 
 /// The client for the socket that was named, or that the configuration names.
-fn client(global: &Global, out: &Out) -> Client {
-    Client::new(global.socket.clone().unwrap_or_else(|| configured_socket(global, out)))
+fn client(global: &Global) -> Result<Client, Failure> {
+    let socket = global.socket.clone().map_or_else(|| configured_socket(global), Ok)?;
+    Ok(Client::new(socket))
 }
 
-fn configured_socket(global: &Global, out: &Out) -> PathBuf {
+/// A file that was not asked for need not be there, nor be readable by everyone. One that was asked
+/// for and names no socket must not lead to that of another Postgate.
+fn configured_socket(global: &Global) -> Result<PathBuf, Failure> {
     let path = global.config();
-    if let Ok((config, _)) = config::load(&path, &config::environment()) {
-        return config.admin.socket;
+    match config::load(&path, &config::environment()) {
+        Ok((config, _)) => Ok(config.admin.socket),
+        Err(_) if global.config.is_none() => Ok(config::DEFAULT_SOCKET.into()),
+        Err(_) => {
+            let path = path.display();
+            let message = format!(
+                "{path} is not usable, so the socket is not known; name it with --socket\n  \
+                 see: postgate -c {path} check-config"
+            );
+            Err(Failure::new(exit::CONFIG, message))
+        }
     }
-    // A file that was not asked for need not be there, nor be readable by everyone.
-    if global.config.is_some() {
-        let path = path.display();
-        out.note(&format!("{path} is not usable; see: postgate -c {path} check-config"));
-    }
-    PathBuf::from(config::DEFAULT_SOCKET)
 }

@@ -55,7 +55,11 @@ async fn list(
         format::list_lines(&entry, now).iter().try_for_each(|line| out.line(line))
     };
     client.lines(&path, each).await?;
-    if json { Ok(()) } else { out.line(&format::list_total(messages, size)) }
+    if json {
+        Ok(())
+    } else {
+        out.line(&format::list_total(state.map(QueueState::word), messages, size))
+    }
 }
 
 async fn show(client: &Client, id: &str, json: bool, out: &mut Out) -> Result<(), Failure> {

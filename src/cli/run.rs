@@ -32,15 +32,21 @@ pub(super) fn run(path: &Path, out: &Out) -> Result<(), Failure> {
 
 /// What to try next.
 fn hints(path: &Path, config: &Config) -> String {
-    let path = path.display();
+    let (path, program) = (path.display(), program());
     let clear = config.listeners.iter().find(|l| !matches!(l.tls, ListenerTls::Implicit(_)));
     let swaks = clear.map_or_else(String::new, |l| {
         format!("  swaks --server {} --from app@example.com --to you@example.com\n", l.address)
     });
     format!(
         "Taking mail. In another terminal:\n{swaks}  \
-         postgate -c {path} send you@example.com\n  \
-         postgate -c {path} queue list\n  \
-         postgate -c {path} status"
+         {program} -c {path} send you@example.com\n  \
+         {program} -c {path} queue list\n  \
+         {program} -c {path} status"
     )
+}
+
+/// What this program was called as, so that the lines can be pasted.
+fn program() -> String {
+    let called = std::env::args_os().next();
+    called.map_or_else(|| "postgate".into(), |name| name.to_string_lossy().into_owned())
 }

@@ -46,8 +46,13 @@ pub(super) async fn send(global: &Global, options: Send, out: &mut Out) -> Resul
         out.note("the reply names no queue id of Postgate's: the message cannot be followed");
         return Ok(());
     };
-    let client = super::client(global, out);
-    follow(&client, id, options.wait, out).await
+    let client = super::client(global)?;
+    follow(&client, id, options.wait, out).await.map_err(|failure| Failure {
+        message: failure
+            .message
+            .map(|why| format!("{id} was accepted and waits for delivery; {why}")),
+        ..failure
+    })
 }
 
 /// The configuration; not needed when server and sender are given.
@@ -204,7 +209,7 @@ async fn follow(
     out: &mut Out,
 ) -> Result<(), Failure> {
     let Ok(answered) = timeout(wait, answer(client, id)).await else {
-        let message = format!("{id} still waits; ask again with: postgate queue show {id}");
+        let message = format!("ask again with: postgate queue show {id}");
         return Err(Failure::new(exit::DEFERRED, message));
     };
     let (entry, code) = answered?;

@@ -32,7 +32,7 @@ const PAGE: usize = 500;
 pub(super) async fn spool(
     global: &Global,
     args: SpoolArgs,
-    client: impl FnOnce(&Out) -> Client,
+    client: impl FnOnce() -> Result<Client, Failure>,
     out: &mut Out,
 ) -> Result<(), Failure> {
     let path = args.path.as_deref();
@@ -150,7 +150,7 @@ async fn export(
     global: &Global,
     path: Option<&Path>,
     dir: &Path,
-    client: Option<impl FnOnce(&Out) -> Client>,
+    client: Option<impl FnOnce() -> Result<Client, Failure>>,
     out: &mut Out,
 ) -> Result<(), Failure> {
     let reading = Arc::new(Bar::new("reading", Unit::Octets, global.quiet));
@@ -159,7 +159,7 @@ async fn export(
     let client = client.filter(|_| reader.as_ref().map_or_else(is_anothers, Option::is_none));
     let (exported, running) = match (reader, client) {
         (_, Some(client)) => {
-            let client = client(out);
+            let client = client()?;
             let ids = running_ids(&client).await?;
             archive::create(dir).map_err(|e| archive_failure(&e))?;
             (export_running(&client, ids, dir, &bar, out).await?, true)

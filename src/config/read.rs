@@ -106,33 +106,44 @@ fn mynetworks(top: &mut Section<'_>) -> Option<Networks> {
         top.error("mynetworks", "must be a list", "write mynetworks = [\"127.0.0.0/8\", …]");
         return None;
     };
-    for (i, node) in nodes.iter().enumerate().filter(|(_, n)| n.text().is_none()) {
-        let message = format!("mynetworks[{i}] must be a text in quotes, not {}", node.kind());
-        top.reading.error(&node.place, message, None);
-    }
-    let texts: Option<Vec<&str>> = nodes.iter().map(super::document::Node::text).collect();
-    let texts = texts?;
-    let place = |i: usize| nodes.get(i).map_or(&node.place, |n| &n.place);
-    let networks = match Networks::parse(&texts) {
-        Ok(networks) => networks,
-        Err(errors) => {
-            for e in errors {
-                let message = format!("mynetworks[{}] {e}", e.index);
-                top.reading.error(place(e.index), message, e.problem.cure());
-            }
-            return None;
+    let mut texts = Vec::with_capacity(nodes.len());
+    for (i, node) in nodes.iter().enumerate() {
+        if let Some(text) = network(top, i, node, allow_public) {
+            texts.push(text);
         }
-    };
-    for (i, network) in networks.public().filter(|_| !allow_public) {
-        let message = format!("mynetworks[{i}] \"{network}\" is a public network");
-        let cure = "hosts of others may be in it; if all of it is yours, write allow_public = true";
-        top.reading.error(place(i), message, cure.to_owned());
     }
+    // An entry that is wrong was told, and the configuration is not used.
+    let networks = Networks::parse(&texts).ok().filter(|_| texts.len() == nodes.len())?;
     if networks.is_empty() {
         top.warning("mynetworks", "is empty: it admits nobody", "list your own networks");
     }
     top.in_effect("mynetworks", show_list(networks.iter().map(|n| n.to_string().show())));
     Some(networks)
+}
+
+/// One entry of `mynetworks`, by itself, so that each is told its own mistake.
+fn network<'a>(top: &Section<'_>, i: usize, node: &'a Node, allow_public: bool) -> Option<&'a str> {
+    let Some(text) = node.text() else {
+        let message = format!("mynetworks[{i}] must be a text in quotes, not {}", node.kind());
+        top.reading.error(&node.place, message, None);
+        return None;
+    };
+    let networks = match Networks::parse(&[text]) {
+        Ok(networks) => networks,
+        Err(errors) => {
+            for e in errors {
+                let message = format!("mynetworks[{i}] {e}");
+                top.reading.error(&node.place, message, e.problem.cure());
+            }
+            return None;
+        }
+    };
+    if let Some((_, network)) = networks.public().next().filter(|_| !allow_public) {
+        let message = format!("mynetworks[{i}] \"{network}\" is a public network");
+        let cure = "hosts of others may be in it; if all of it is yours, write allow_public = true";
+        top.reading.error(&node.place, message, cure.to_owned());
+    }
+    Some(text)
 }
 
 fn listeners(top: &mut Section<'_>) -> Vec<ListenerSettings> {

@@ -18,6 +18,7 @@ pub struct Lane {
     /// Attempts at once. At least 1.
     pub capacity: usize,
     breaker: Mutex<Breaker>,
+    last_failure: Mutex<Option<String>>,
 }
 
 impl Lane {
@@ -28,7 +29,18 @@ impl Lane {
         capacity: usize,
         breaker: Breaker,
     ) -> Self {
-        Self { route, upstream, capacity: capacity.max(1), breaker: Mutex::new(breaker) }
+        Self {
+            route,
+            upstream,
+            capacity: capacity.max(1),
+            breaker: Mutex::new(breaker),
+            last_failure: Mutex::default(),
+        }
+    }
+
+    /// What the upstream's own last fault was; `None` once it works again.
+    pub fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The breaker's state.
@@ -78,6 +90,10 @@ impl Lane {
         };
         let after = breaker.state(now);
         drop(breaker);
+        if failure.is_some() || after == State::Closed {
+            let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = failure.map(ToString::to_string);
+        }
         if before.word() != after.word() {
             let upstream = self.upstream.name();
             event::BreakerChanged { upstream, to: after.word(), reason: failure }.emit();

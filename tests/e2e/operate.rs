@@ -99,7 +99,7 @@ fn the_queue_is_listed_and_shown_in_every_state() {
         let filtered = scene.run(&["queue", "list", "--state", state]);
         assert!(filtered.contains(id) && filtered.contains("1 message, "), "{filtered}");
     }
-    assert_eq!(scene.run(&["queue", "list", "--state", "incoming"]), "The queue is empty.\n");
+    assert_eq!(scene.run(&["queue", "list", "--state", "incoming"]), "No incoming messages.\n");
 
     let shown = scene.run(&["queue", "show", dead]);
     for part in [dead, "dead", "bounced", "never@example.test", NEVER, "<dead@test>"] {

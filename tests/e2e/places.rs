@@ -40,6 +40,7 @@ fn what_forgets_at_power_off_is_refused_unless_that_is_allowed() {
         let mut gate = Gate::stopped(&settings);
         let said = gate.cli(&["run"]).expect_code(UNAVAILABLE).stderr;
         assert!(said.contains(&format!("is on {name}")), "{said}");
+        assert!(!gate.dir.path().join("admin.sock").exists(), "in the way of the next start");
         assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0, "{name}");
 
         gate.configure(&Settings { spool: Settings::plain(sink.address).spool, ..settings });

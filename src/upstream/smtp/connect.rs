@@ -324,10 +324,18 @@ async fn dial(
                 client.stream.set_nodelay(true)?;
                 return Ok((client, *address));
             }
-            Err(e) => last = sort(e, share),
+            Err(e) => last = of(*address, sort(e, share)),
         }
     }
     Err(last)
+}
+
+/// The cause, told of the address it came from.
+fn of(address: SocketAddr, cause: Cause) -> Cause {
+    match cause {
+        Cause::Io(e) => Cause::Io(std::io::Error::new(e.kind(), format!("{address}: {e}"))),
+        other => other,
+    }
 }
 
 /// mail-send's errors in our words.
