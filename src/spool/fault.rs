@@ -25,6 +25,8 @@ pub(super) struct Control {
     pub(super) full: AtomicBool,
     /// Whether nothing can be read.
     pub(super) unreadable: AtomicBool,
+    /// A file that can't be read beyond its first two pages.
+    pub(super) unreadable_in: Mutex<Option<PathBuf>>,
     /// Syncs of files wait for this.
     pub(super) pause: Mutex<()>,
     /// Octets that are said to be free; zero for the truth.
@@ -84,7 +86,8 @@ impl Storage for Faulty {
             self.control.room()?;
         }
         let file = self.disk.open(path, how)?;
-        Ok(Arc::new(FaultyFile { file, control: Arc::clone(&self.control) }))
+        let (path, control) = (path.into(), Arc::clone(&self.control));
+        Ok(Arc::new(FaultyFile { path, file, control }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -120,6 +123,7 @@ impl Storage for Faulty {
 }
 
 struct FaultyFile {
+    path: PathBuf,
     file: Arc<dyn File>,
     control: Arc<Control>,
 }
@@ -127,6 +131,10 @@ struct FaultyFile {
 impl ReadAt for FaultyFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         if self.control.unreadable.load(Ordering::SeqCst) {
+            return Err(io::Error::other("told to fail"));
+        }
+        let beyond = offset + buf.len() as u64 > 8192;
+        if beyond && self.control.unreadable_in.lock().unwrap().as_ref() == Some(&self.path) {
             return Err(io::Error::other("told to fail"));
         }
         self.file.read_exact_at(buf, offset)

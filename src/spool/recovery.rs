@@ -258,14 +258,22 @@ impl<'a> Source<'a> {
     fn replay(&self, log: &mut Log, number: u32, from: Option<&Point>) -> Result<bool, OpenError> {
         let path = segment::path(number);
         let Some(file) = self.files.get(&number) else { return Ok(true) };
-        let bytes = read_lossy(&**file).map_err(|e| OpenError::io("read", &path, e))?;
+        let (bytes, lost) = read_lossy(&**file).map_err(|e| OpenError::io("read", &path, e))?;
         let end = self.headers.values().find(|h| h.previous == number).map(|h| h.previous_end);
         let header = self.headers.get(&number);
         if let Some(header) = header {
             log.floor = log.floor.max(header.floor);
             log.sequence = log.sequence.max(header.sequence);
         }
-        let scan = scan(&bytes, Seed::new(self.salt, number), end);
+        let mut scan = scan(&bytes, Seed::new(self.salt, number), end);
+        if let Some(until) =
+            lost.last().map(|l| l.end.next_multiple_of(8)).filter(|_| end.is_none())
+            && until > u64::from(scan.end)
+        {
+            // Acknowledged mail may be there: no torn tail that is written over.
+            scan.damage.push((u64::from(scan.end)..until, None));
+            scan.end = u32::try_from(until).unwrap_or(u32::MAX);
+        }
         if from.is_some_and(|p| scan.mark(&bytes, header, p.end) != Some(p.mark)) {
             return Ok(false);
         }
@@ -281,12 +289,14 @@ impl<'a> Source<'a> {
             let next = bytes.get(scan.end as usize..).and_then(record::claimed_sequence);
             log.report.torn_tail = next.is_some_and(|s| s >= log.sequence);
             let mark = scan.mark(&bytes, header, scan.end);
-            let (end, open) = (scan.end, header.is_some());
+            let (end, open) = (scan.end, header.is_some() && lost.is_empty());
             log.tail = Some(Tail { number, end, kept: start, mark, open });
         }
         for (range, id) in scan.damage {
             let kept = quarantine(self.storage, number, &range, &bytes);
-            if kept.is_err()
+            // A copy of what was not read is none, and tomorrow the disk may give it back.
+            let unread = lost.iter().any(|l| l.start < range.end && range.start < l.end);
+            if (unread || kept.is_err())
                 && let Some(segment) = log.ledger.segments.get_mut(&number)
             {
                 // As long as there is no copy the segment is not reused.
@@ -423,20 +433,23 @@ fn next_magic(bytes: &[u8], from: usize) -> Option<usize> {
     memchr::memmem::find_iter(rest, &MAGIC).map(|i| from + i).find(|at| at % 8 == 0)
 }
 
-/// All octets of a file; those that the disk does not give back are zeros, and so damage.
-fn read_lossy(file: &dyn File) -> std::io::Result<Vec<u8>> {
+/// All octets of a file, and where the disk did not give them back: there they are zeros.
+fn read_lossy(file: &dyn File) -> std::io::Result<(Vec<u8>, Vec<Range<u64>>)> {
+    let mut lost = Vec::new();
     let mut bytes = vec![0; usize::try_from(file.size()?).unwrap_or(usize::MAX)];
     for (i, block) in bytes.chunks_mut(BLOCK).enumerate() {
         let offset = (i * BLOCK) as u64;
         if file.read_exact_at(block, offset).is_err() {
             for (j, sector) in block.chunks_mut(SECTOR).enumerate() {
-                if file.read_exact_at(sector, offset + (j * SECTOR) as u64).is_err() {
+                let at = offset + (j * SECTOR) as u64;
+                if file.read_exact_at(sector, at).is_err() {
                     sector.fill(0);
+                    lost.push(at..at + sector.len() as u64);
                 }
             }
         }
     }
-    Ok(bytes)
+    Ok((bytes, lost))
 }
 
 /// Keeps a copy of damaged octets for whoever wants to look.
