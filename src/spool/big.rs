@@ -118,7 +118,10 @@ pub(super) fn sweep(storage: &dyn Storage, log: &mut Log) -> io::Result<()> {
                 if size.is_some() && size == log.ledger.index.slot(id).map(|s| s.size) {
                     wanted.remove(&id);
                 }
-            } else if found == path(id) || found == temporary(id) {
+            } else if found == temporary(id)
+                // The record that named it may be what is damaged.
+                || (found == path(id) && log.report.damage.is_empty())
+            {
                 storage.remove(&found)?;
                 log.report.orphans += 1;
             }

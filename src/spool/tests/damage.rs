@@ -188,3 +188,58 @@ async fn a_segment_whose_damage_could_not_be_copied_is_not_reused() {
     drop(log);
     assert!(dir.path().join("quarantine").is_dir() && !first.exists());
 }
+
+#[tokio::test]
+async fn what_could_not_be_read_is_neither_reused_nor_written_over() {
+    // The oldest, and the one that is written to.
+    for number in [1, 4] {
+        let dir = directory();
+        let (log, _) = open(dir.path());
+        for n in 0..16 {
+            put(&log, n, &[b'x'; 3000]).await.unwrap();
+        }
+        drop(log);
+        fs::remove_dir_all(dir.path().join("snap")).unwrap();
+        let (storage, control) = Faulty::new(dir.path().into());
+        *control.unreadable_in.lock().unwrap() = Some(format!("seg/000000000{number}.seg").into());
+        let clock = Arc::new(ManualClock::new(NOON.after(Duration::from_secs(1))));
+        let (log, recovered) = SegmentLog::open_on(storage, settings(dir.path()), clock).unwrap();
+        assert!(recovered.messages < 16 && !recovered.damage.is_empty(), "{recovered:?}");
+        // What can be read of it is delivered.
+        let later = NOON.after(Duration::from_secs(9));
+        let mut finished = 0;
+        for claim in log.claim(later, 100, Duration::from_secs(1)).await.unwrap() {
+            log.settle(&claim, Settlement::Finished).await.unwrap();
+            finished += 1;
+        }
+        for n in 0..3 {
+            put(&log, n, &[b'y'; 3000]).await.unwrap();
+        }
+        drop(log);
+        let (_, recovered) = open(dir.path());
+        assert_eq!(recovered.messages, 16 - finished + 3, "{number}: {recovered:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_there_is_damage_no_body_is_taken_for_an_orphan() {
+    let dir = directory();
+    let (log, _) = open(dir.path());
+    let id = put(&log, 0, &vec![b'x'; 600_000]).await.unwrap();
+    put(&log, 0, b"behind it").await.unwrap();
+    drop(log);
+    fs::remove_dir_all(dir.path().join("snap")).unwrap();
+    let first = dir.path().join("seg/0000000001.seg");
+    let sound = fs::read(&first).unwrap();
+    let mut bytes = sound.clone();
+    bytes[64 + 20] ^= 1;
+    fs::write(&first, &bytes).unwrap();
+    let (log, recovered) = open(dir.path());
+    assert_eq!((recovered.messages, recovered.orphans), (1, 0));
+    assert!(dir.path().join(crate::spool::big::path(id)).exists());
+    drop(log);
+    fs::write(&first, sound).unwrap();
+    let (log, recovered) = open(dir.path());
+    assert_eq!((recovered.messages, recovered.without_body.len()), (2, 0));
+    assert_eq!(log.content(id).await.unwrap().len(), 600_000);
+}
