@@ -38,6 +38,8 @@ pub(super) struct Pool {
     size: u64,
     spares: Vec<PathBuf>,
     reserve: bool,
+    /// A segment that was taken in, and the directory not synced since.
+    leaving: Option<u32>,
 }
 
 /// The names in the segments' directory.
@@ -133,7 +135,7 @@ pub(super) fn read_body(
 impl Pool {
     /// The files that `names` found, for segments of `size` octets.
     pub(super) fn new(storage: Arc<dyn Storage>, size: u64, names: Names) -> Self {
-        Self { storage, size, spares: names.spares, reserve: names.reserve }
+        Self { storage, size, spares: names.spares, reserve: names.reserve, leaving: None }
     }
 
     /// Whether state changes still have a segment when the disk is full.
@@ -190,6 +192,23 @@ impl Pool {
     /// The log has `log` segments.
     pub(super) fn recycle(&mut self, number: u32, log: usize) -> io::Result<()> {
         let spares = (log / LOG_PER_SPARE).clamp(1, SPARES);
+        // After a sync that failed only the sync is left to do.
+        if self.leaving != Some(number) {
+            self.take_in(number, spares)?;
+            self.leaving = Some(number);
+        }
+        while self.spares.len() > spares
+            && let Some(spare) = self.spares.pop()
+        {
+            self.storage.remove(&spare)?;
+        }
+        // In order: a later segment may only go when this one is gone for good.
+        self.storage.sync_dir(Path::new(DIR))?;
+        self.leaving = None;
+        Ok(())
+    }
+
+    fn take_in(&mut self, number: u32, spares: usize) -> io::Result<()> {
         let path = path(number);
         if !self.reserve {
             self.storage.rename(&path, Path::new(RESERVE))?;
@@ -201,13 +220,7 @@ impl Pool {
         } else {
             self.storage.remove(&path)?;
         }
-        while self.spares.len() > spares
-            && let Some(spare) = self.spares.pop()
-        {
-            self.storage.remove(&spare)?;
-        }
-        // In order: a later segment may only go when this one is gone for good.
-        self.storage.sync_dir(Path::new(DIR))
+        Ok(())
     }
 
     /// Makes sure of the reserve.
@@ -216,7 +229,11 @@ impl Pool {
         if self.reserve {
             return Ok(());
         }
-        let file = self.raw(path)?;
+        // One may be there that lacked its blocks.
+        let file = match self.storage.open(path, Open::Write) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.raw(path)?,
+            other => other?,
+        };
         let ready = file.allocate(self.size).and_then(|()| file.sync());
         if let Err(e) = ready.and_then(|()| self.storage.sync_dir(Path::new(DIR))) {
             let _ = self.storage.remove(path);

@@ -176,3 +176,27 @@ async fn a_message_that_cannot_be_read_for_a_moment_is_due_again_in_a_minute() {
     control.unreadable.store(false, Ordering::SeqCst);
     assert_eq!(claim_one(&log, NOON.after(Duration::from_mins(1))).await.message.id, id);
 }
+
+#[tokio::test]
+async fn a_drained_segment_whose_end_could_not_be_synced_is_given_back_later() {
+    // The rename, or the sync of the directory after it.
+    for call in 0..30 {
+        let dir = directory();
+        let (log, _, control) = open_faulty(dir.path());
+        let mut failed = false;
+        for n in 0..40 {
+            if n == 10 {
+                control.fail(call, call + 1, EIO);
+            }
+            failed |= put(&log, 0, &[b'x'; 3000]).await.is_err();
+            let claims = log.claim(NOON, 10, Duration::from_mins(1)).await.unwrap();
+            for claim in claims {
+                while log.settle(&claim, Settlement::Finished).await.is_err() {
+                    failed = true;
+                }
+            }
+        }
+        let files = segment_files(dir.path());
+        assert!(files.len() <= 6, "call {call}, {failed}: {files:?}");
+    }
+}

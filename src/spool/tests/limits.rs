@@ -111,3 +111,23 @@ async fn a_spool_opens_on_a_full_disk_and_delivers_but_takes_no_mail() {
     }
     put(&log, 0, b"x").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_reserve_without_its_blocks_is_completed_when_there_is_room() {
+    let dir = directory();
+    drop(open_faulty(dir.path()));
+    // As a crash leaves it that came between the file's name and its blocks.
+    fs::write(dir.path().join("seg/reserve.seg"), b"").unwrap();
+    let (storage, control) = Faulty::new(dir.path().into());
+    control.full.store(true, Ordering::SeqCst);
+    let (log, _) = SegmentLog::open_on(storage, settings(dir.path()), noon()).unwrap();
+    assert!(is_full(log.draft().await));
+    control.full.store(false, Ordering::SeqCst);
+    let resumed = async {
+        while log.refusal().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), resumed).await.unwrap();
+    put(&log, 0, b"x").await.unwrap();
+}
