@@ -243,7 +243,7 @@ impl<P: Copy> Index<P> {
         id: QueueId,
         action: Action,
         now: Timestamp,
-    ) -> Result<Slot<P>, SpoolError> {
+    ) -> Result<(Slot<P>, u64), SpoolError> {
         let slot = *self.slots.get(&id).ok_or(SpoolError::NotFound(id))?;
         let lease = self.leases.get(&id);
         if lease.is_some_and(|l| l.settling || l.until > now) {
@@ -253,7 +253,7 @@ impl<P: Copy> Index<P> {
         self.epoch += 1;
         let lease = Lease { epoch: self.epoch, until: now, settling: true };
         self.change(id, |leases, _| leases.insert(id, lease));
-        Ok(slot)
+        Ok((slot, self.epoch))
     }
 
     /// What was begun with [`settle`](Self::settle) or [`act`](Self::act) could not be written: the
@@ -266,9 +266,12 @@ impl<P: Copy> Index<P> {
         });
     }
 
-    /// Gives a claim back at once, its message as it was.
-    pub(super) fn unclaim(&mut self, id: QueueId) {
-        self.change(id, |leases, _| leases.remove(&id));
+    /// Gives up what was begun with [`act`](Self::act), its message as it was; unless someone has
+    /// claimed it since.
+    pub(super) fn unclaim(&mut self, id: QueueId, epoch: u64) {
+        if self.leases.get(&id).is_some_and(|lease| lease.epoch == epoch) {
+            self.change(id, |leases, _| leases.remove(&id));
+        }
     }
 
     /// The slot of a message whose stored record can't be read: kept back, for the operator.
@@ -343,5 +346,25 @@ const fn counter(stats: &mut Stats, state: QueueState) -> &mut u64 {
         QueueState::Deferred => &mut stats.deferred,
         QueueState::Held => &mut stats.held,
         QueueState::Dead => &mut stats.dead,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_that_failed_takes_no_claim_away_that_came_after_it() {
+        let (now, id) = (Timestamp::from_millis(5), QueueId::from_u64(1));
+        let mut index = Index::default();
+        index.put(id, Slot { state: QueueState::Incoming, due: now, size: 1, place: () });
+        let (_, epoch) = index.act(id, Action::Retry, now).unwrap();
+        // The writer tells the index first, and whoever waits for it afterwards.
+        index.unsettle(id);
+        let claimed = index.claim(now, 1, Duration::from_secs(1));
+        index.unclaim(id, epoch);
+        assert_eq!(index.stats().active, 1);
+        assert!(index.claim(now, 1, Duration::from_secs(1)).is_empty());
+        assert!(index.settle(id, claimed[0].1, Settlement::Finished).is_ok());
     }
 }

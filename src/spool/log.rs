@@ -285,7 +285,7 @@ impl Spool for SegmentLog {
         let core = Arc::clone(&self.core);
         // On a thread of its own: begun, it is ended, also when the caller goes away.
         blocking(move || {
-            let before = core.state().ledger.index.act(id, action, now)?;
+            let (before, epoch) = core.state().ledger.index.act(id, action, now)?;
             let acted = (|| {
                 let (state, due, meta) = if action == Action::Delete {
                     // A damaged message can be deleted too: it isn't read.
@@ -301,7 +301,9 @@ impl Spool for SegmentLog {
                 answer.blocking_recv().unwrap_or(Err(SpoolError::Closed))
             })();
             if acted.is_err() {
-                core.state().ledger.index.unclaim(id);
+                core.state().ledger.index.unclaim(id, epoch);
+                // It may be due sooner than it was while nobody could have it.
+                core.announce();
             }
             acted
         })

@@ -182,7 +182,7 @@ impl Spool for MemorySpool {
 
     async fn act(&self, id: QueueId, action: Action, now: Timestamp) -> Result<(), SpoolError> {
         let mut state = self.core.open()?;
-        let before = state.index.act(id, action, now)?;
+        let (before, _) = state.index.act(id, action, now)?;
         let Some((message, _)) = state.messages.get(&id) else {
             return Err(SpoolError::NotFound(id));
         };
