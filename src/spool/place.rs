@@ -89,9 +89,15 @@ pub(super) struct Lock {
 pub(super) fn take(path: &Path, allow_volatile: bool) -> Result<Lock, OpenError> {
     let io = |action| move |e| OpenError::io(action, path, e);
     if !path.try_exists().map_err(io("find"))? {
+        // Each name in it that is new must be durable, not only the last.
+        let there = |p: &&Path| p.as_os_str().is_empty() || p.exists();
+        let oldest = path.ancestors().find(there).map_or(0, |p| p.components().count());
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create"))?;
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            File::open(parent).and_then(|d| d.sync_all()).map_err(io("sync the parent of"))?;
+        let parents = path.ancestors().skip(1).filter(|p| p.components().count() >= oldest);
+        for parent in parents {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            let synced = File::open(parent).and_then(|d| d.sync_all());
+            synced.map_err(io("sync the parent of"))?;
         }
     }
     check(path, rustix::process::geteuid().as_raw())?;
