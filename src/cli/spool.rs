@@ -307,7 +307,9 @@ async fn import(
     let at_once = usize::try_from(at_once).unwrap_or(1);
     each.buffer_unordered(at_once).for_each(|()| std::future::ready(())).await;
     run.spool.close().await;
-    run.end(names.imported)
+    // Else a power cut may bring names back, and what was delivered since would be imported again.
+    let synced = archive::sync(dir).map_err(|e| archive_failure(&e));
+    run.end(names.imported).and(synced)
 }
 
 /// What the spool holds already.

@@ -136,7 +136,8 @@ pub fn open(dir: &Path, id: QueueId) -> Result<(Entry, Body), ArchiveError> {
     Ok((sheet.entry, body))
 }
 
-/// Notes that a message was imported: it is not waiting any more.
+/// Notes that a message was imported: it is not waiting any more, once the directory is
+/// [synced](sync).
 pub fn mark(dir: &Path, id: QueueId) -> Result<(), ArchiveError> {
     let path = dir.join(format!("{id}.json"));
     let marked = dir.join(format!("{id}.json.imported"));
