@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
-use crate::delivery::Scheduler;
+use crate::delivery::{self, Scheduler};
 use crate::event;
 use crate::server;
 use crate::spool::{self, SegmentLog, Spool};
@@ -144,6 +144,7 @@ impl Daemon {
         ));
         let scheduler = Scheduler {
             spool: Arc::clone(&spool),
+            lease: delivery::LEASE,
             clock: Arc::clone(&clock),
             lane: Arc::clone(&live.lane),
             settings: Arc::clone(&live.delivery),

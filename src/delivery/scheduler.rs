@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempt;
-use super::{LEASE, Lane, Settings};
+use super::{Lane, Settings};
 use crate::clock::Clock;
 use crate::event;
 use crate::policy::breaker::State;
@@ -31,6 +31,8 @@ const CLAIM_AGAIN: Duration = Duration::from_secs(1);
 pub struct Scheduler {
     /// Where messages come from.
     pub spool: Arc<dyn Spool>,
+    /// How long a claim holds.
+    pub lease: Duration,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
     /// Where messages go; swapped by a reload.
@@ -76,7 +78,7 @@ impl Scheduler {
         if admitted == 0 {
             return until_probe(lane.state(now), now);
         }
-        let claims = match self.spool.claim(self.clock.wall(), admitted, LEASE).await {
+        let claims = match self.spool.claim(self.clock.wall(), admitted, self.lease).await {
             Ok(claims) => claims,
             Err(error) => {
                 lane.withdraw(admitted);
@@ -166,6 +168,7 @@ mod tests {
         let backoff = Backoff::try_new(second, 1.0, second, 0.0).unwrap();
         let scheduler = Scheduler {
             spool: Arc::clone(&spool),
+            lease: second,
             clock,
             lane: Arc::new(ArcSwap::from_pointee(Lane::new("r".into(), taker, 1, breaker))),
             settings: Arc::new(ArcSwap::from_pointee(Settings {

@@ -181,6 +181,7 @@ impl World {
         let settings = Settings { max_active: 100, backoff, max_age: MINUTE * 60 * 48 };
         let scheduler = Scheduler {
             spool: Arc::new(self.spool.clone()),
+            lease: MINUTE * 120,
             clock: Arc::clone(&self.clock) as _,
             lane: Arc::new(ArcSwap::from_pointee(lane)),
             settings: Arc::new(ArcSwap::from_pointee(settings)),

@@ -74,8 +74,10 @@ impl Writer {
                     jobs.push(job);
                 }
                 Err(SpoolError::NotFound(_)) => {}
-                // What can't be read can't be moved: its segment stays.
-                Err(_) => self.unmovable = self.oldest,
+                // What is damaged can not be moved: its segment stays until it is dealt with.
+                Err(SpoolError::Damaged(_)) => self.unmovable = self.oldest,
+                // A disk that fails may be well again: the segment is looked at again in a second.
+                Err(_) => {}
             }
         }
         if jobs.is_empty() {

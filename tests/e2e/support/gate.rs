@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -195,9 +196,12 @@ impl Gate {
     #[track_caller]
     fn run(&mut self, command: &Command) {
         let mut part = Part::spawn(command, "KILL", &self.log_file());
-        eventually(PATIENCE, "a greeting", || {
+        // The operator's door opens last.
+        let door = self.dir.path().join("admin.sock");
+        eventually(PATIENCE, "both doors", || {
             assert!(part.is_running(), "postgate ended: {}", self.log());
-            TcpStream::connect(self.address).ok()
+            TcpStream::connect(self.address).ok()?;
+            UnixStream::connect(&door).ok()
         });
         self.part = Some(part);
     }
