@@ -73,10 +73,9 @@ impl Writer {
                     octets += job.len();
                     jobs.push(job);
                 }
-                Err(SpoolError::NotFound(_)) => {}
                 // What is damaged can not be moved: its segment stays until it is dealt with.
                 Err(SpoolError::Damaged(_)) => self.unmovable = self.oldest,
-                // A disk that fails may be well again: the segment is looked at again in a second.
+                // Finished meanwhile; or the disk fails, and is asked again in a second.
                 Err(_) => {}
             }
         }
