@@ -1,6 +1,7 @@
 //! Where the lines and the numbers of [`crate::event`] go.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -12,6 +13,9 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 /// Lines that wait for a slow reader; of about a kilobyte each.
 const LINES_MAX: usize = 8192;
+
+/// How often measurements are summed up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// How lines are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -72,6 +76,19 @@ impl Telemetry {
     /// A counter of the lines that were dropped because the reader of the log was too slow.
     pub fn dropped(&self) -> ErrorCounter {
         self.dropped.clone()
+    }
+
+    /// Sums up what was measured, for ever. Without it every measurement waits in memory for the
+    /// next scrape, and there may be none.
+    pub fn upkeep(&self) -> impl Future<Output = ()> + Send + 'static {
+        let numbers = self.numbers.clone();
+        async move {
+            let mut tick = tokio::time::interval(UPKEEP);
+            while let Some(numbers) = &numbers {
+                tick.tick().await;
+                numbers.run_upkeep();
+            }
+        }
     }
 
     /// What was counted, in Prometheus' text format, asked anew each time.

@@ -131,6 +131,7 @@ impl Daemon {
         let (close, halt, leave) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         open_probes(&live, &spool, &leave)?;
+        tokio::spawn(live.telemetry.upkeep());
         // Last of all: a start that fails must not leave a socket that is in the way of the next.
         let door = admin::bind(&socket)?;
         let drain = live.config.delivery.drain_timeout;
