@@ -28,6 +28,7 @@ use postgate::clock::{Clock, SystemClock};
 use postgate::mail::{
     BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, ReversePath,
 };
+use postgate::spool::Room;
 use postgate::spool::{SegmentLog, Settings, Settlement, Spool};
 
 const BODY: usize = 2048;
@@ -138,7 +139,7 @@ async fn drain(dir: PathBuf) {
     let (begun, mut worst, mut next) = (Instant::now(), 0.0_f64, messages());
     loop {
         let now = SystemClock.wall();
-        let claims = log.claim(now, 512, Duration::from_mins(5)).await.unwrap();
+        let claims = log.claim(Room::ENTRY, now, 512, Duration::from_mins(5)).await.unwrap();
         if claims.is_empty() {
             break;
         }

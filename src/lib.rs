@@ -28,6 +28,7 @@ pub mod event;
 pub mod mail;
 pub mod policy;
 pub mod secret;
+pub mod secrets;
 pub mod server;
 pub mod smtp;
 pub mod spool;

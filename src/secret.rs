@@ -32,15 +32,42 @@ impl fmt::Display for Secret {
     }
 }
 
-/// A user name and password for SMTP AUTH (RFC 4954).
+/// What a login needs: a user name and password for SMTP AUTH (RFC 4954), or an access key and its
+/// secret for AWS; and what else the secret says of the place it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
-    /// The authentication identity.
+    /// The authentication identity, or the access key's id.
     pub username: String,
-    /// The password.
+    /// The password, or the secret access key.
     pub password: Secret,
     /// Grows with every change; connections made with an older one are retired.
     pub version: u64,
+    /// AWS: the token of temporary credentials.
+    pub session_token: Option<Secret>,
+    /// What the secret says where the configuration says nothing.
+    pub place: Place,
+}
+
+/// Where a secret is for, as far as it says so. The configuration wins.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Place {
+    /// The smarthost.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// Whether TLS is to be used.
+    pub use_tls: Option<bool>,
+    /// The sender to use.
+    pub from: Option<String>,
+    /// The AWS region.
+    pub region: Option<String>,
+}
+
+impl Credentials {
+    /// A login that says no more than that.
+    pub fn new(username: String, password: Secret, version: u64) -> Self {
+        Self { username, password, version, session_token: None, place: Place::default() }
+    }
 }
 
 #[cfg(test)]
@@ -49,11 +76,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_printed() {
-        let c = Credentials {
-            username: "relay".into(),
-            password: Secret::new("hunter2".into()),
-            version: 1,
-        };
+        let c = Credentials::new("relay".into(), Secret::new("hunter2".into()), 1);
         assert!(!format!("{c:?} {}", c.password).contains("hunter2"));
         assert_eq!(c.password.expose(), "hunter2");
     }

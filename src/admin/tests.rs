@@ -27,7 +27,13 @@ impl Spool for Map {
         Err(SpoolError::Closed)
     }
 
-    async fn claim(&self, _: Timestamp, _: usize, _: Duration) -> Result<Vec<Claim>, SpoolError> {
+    async fn claim(
+        &self,
+        _: crate::spool::Room,
+        _: Timestamp,
+        _: usize,
+        _: Duration,
+    ) -> Result<Vec<Claim>, SpoolError> {
         Err(SpoolError::Closed)
     }
 
@@ -47,7 +53,13 @@ impl Spool for Map {
         Err(SpoolError::Closed)
     }
 
-    fn next_due(&self) -> Option<Timestamp> {
+    async fn note(&self, _: &Claim) -> Result<(), SpoolError> {
+        unreachable!("nothing is delivered here")
+    }
+
+    fn regroup(&self) {}
+
+    fn next_due(&self, _: crate::spool::Room) -> Option<Timestamp> {
         None
     }
 
@@ -83,7 +95,9 @@ impl Spool for Map {
                 return Err(SpoolError::InDelivery(id));
             }
             Action::Requeue => return Err(SpoolError::WrongState(id, entry.state.word())),
-            Action::Retry | Action::Release => entry.due = Some(now),
+            Action::Confirm | Action::Resend | Action::Retry | Action::Release => {
+                entry.due = Some(now);
+            }
             Action::Delete => drop(entries.remove(&id)),
         }
         Ok(())

@@ -169,7 +169,7 @@ pub(super) fn status(
         let state = lane.state(now);
         let rests = match state {
             State::Open { until } => Some(until.saturating_duration_since(now).as_secs()),
-            State::Closed | State::HalfOpen => None,
+            State::Closed | State::HalfOpen | State::Held | State::Paused => None,
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),

@@ -198,7 +198,7 @@ pub(super) fn octets(n: u64) -> String {
 mod tests {
     use super::*;
     use crate::mail::{
-        Attempt, Blame, EnhancedStatus, Failure, Handoff, Message, QueueId, Reply, Stage,
+        Attempt, Blame, EnhancedStatus, Failure, Handoff, Message, QueueId, Remedy, Reply, Stage,
     };
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_252_321_431);
@@ -214,6 +214,7 @@ mod tests {
             stage: Stage::Rcpt,
             blame: Blame::Recipient,
             handoff: Handoff::NotSent,
+            remedy: Remedy::Time,
             reply: Some(Reply::new(450, EnhancedStatus::new(4, 2, 0), "greylisted")),
             status: EnhancedStatus::new(4, 2, 0),
             detail: String::new(),

@@ -406,6 +406,7 @@ fn breaker(mut s: Section<'_>) -> breaker::Settings {
         open_for: s.within("open_for", default.open_for, secs(1)..=hours(24)),
         open_max: s.within("open_max", default.open_max, secs(1)..=hours(24)),
         probes: s.within("probes", default.probes, 1..=1000),
+        dwell: s.within("dwell", default.dwell, secs(0)..=hours(1)),
     };
     if breaker.open_for > breaker.open_max {
         s.error("open_for", "is more than open_max", "the first rest is the shortest");

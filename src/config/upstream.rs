@@ -80,7 +80,7 @@ impl Auth {
     /// Fetches user name and password; they are given this version.
     pub fn credentials(&self, version: u64) -> Result<Credentials, AuthError> {
         let username = self.username.fetch()?.expose().to_owned();
-        Ok(Credentials { username, password: self.password.fetch()?, version })
+        Ok(Credentials::new(username, self.password.fetch()?, version))
     }
 }
 

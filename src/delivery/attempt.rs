@@ -7,9 +7,11 @@ use super::{ATTEMPT_MAX, Lane, Settings};
 use crate::clock::{Clock, Timestamp};
 use crate::event;
 use crate::mail::{
-    Blame, EnhancedStatus, Failure, Handoff, Message, Outcome, QueueId, RecipientOutcome, Stage,
+    Blame, EnhancedStatus, Failure, Handoff, Message, Outcome, QueueId, RecipientOutcome, Remedy,
+    Stage,
 };
 use crate::spool::{Claim, Settlement, Spool, SpoolError};
+use crate::upstream::Free;
 
 /// The pause before a settlement that the spool could not write is tried again.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
@@ -26,6 +28,7 @@ impl Attempt {
     /// Delivers the claimed message and settles the claim.
     pub(super) async fn run(self, mut claim: Claim) {
         let outcome = self.deliver(&claim).await;
+        let places: Vec<usize> = claim.message.pending().collect();
         self.lane.heard(&outcome, self.clock.now());
         let now = self.clock.wall();
         let upstream = self.lane.upstream.name();
@@ -37,7 +40,7 @@ impl Attempt {
             delay: now.since(claim.message.received),
         }
         .emit();
-        claim.message.record(upstream, &outcome, now);
+        claim.message.record((upstream, true), &places, &outcome, now);
         let settlement = settlement(&mut claim.message, &self.settings, now, self.clock.chance());
         self.settle(&claim, settlement).await;
         if settlement == Settlement::Dead {
@@ -46,11 +49,12 @@ impl Attempt {
     }
 
     async fn deliver(&self, claim: &Claim) -> Outcome {
-        let envelope = claim.message.pending();
+        let places: Vec<usize> = claim.message.pending().collect();
+        let envelope = claim.message.envelope_for(&places);
         match self.spool.body(claim).await {
             Ok(body) => {
                 let deadline = self.clock.now() + ATTEMPT_MAX;
-                self.lane.upstream.deliver(&envelope, &body, deadline).await
+                self.lane.upstream.deliver(&envelope, &body, &Free, deadline).await
             }
             Err(error) => {
                 event::SpoolFailed { queue_id: Some(claim.message.id), error: &error }.emit();
@@ -81,6 +85,7 @@ fn unreadable(error: &SpoolError) -> RecipientOutcome {
         stage: Stage::Storage,
         blame: Blame::Local,
         handoff: Handoff::NotSent,
+        remedy: Remedy::Time,
         reply: None,
         status: EnhancedStatus::new(if damaged { 5 } else { 4 }, 3, 0),
         detail: error.to_string(),
@@ -125,7 +130,12 @@ mod tests {
         let id = QueueId::from_u64(1);
         let mut message = Message::sample(id, Timestamp::from_millis(0), &recipients);
         let outcome = Outcome { recipients: outcomes, ..Outcome::all(0, &deferred()) };
-        message.record("core", &outcome, Timestamp::from_millis(1));
+        message.record(
+            ("core", true),
+            &(0..recipients.len()).collect::<Vec<_>>(),
+            &outcome,
+            Timestamp::from_millis(1),
+        );
         message
     }
 

@@ -76,11 +76,11 @@ impl Lane {
         let before = breaker.state(now);
         let failure = match verdict(outcome) {
             Verdict::Reached => {
-                breaker.succeeded();
+                breaker.succeeded(now);
                 None
             }
             Verdict::Failed(failure) => {
-                breaker.failed(now);
+                breaker.failed(now, None);
                 Some(failure)
             }
             Verdict::Ours => {
@@ -132,9 +132,10 @@ fn verdict(outcome: &Outcome) -> Verdict<'_> {
 mod tests {
     use super::*;
     use crate::clock::{Clock, SystemClock};
-    use crate::mail::{Body, EnhancedStatus, Envelope, Handoff, Reply, Stage};
+    use crate::mail::{Body, EnhancedStatus, Envelope, Handoff, Remedy, Reply, Stage};
     use crate::policy::breaker::Settings;
 
+    use crate::upstream::Leaving;
     struct Nowhere;
 
     #[async_trait::async_trait]
@@ -143,7 +144,7 @@ mod tests {
             "nowhere"
         }
 
-        async fn deliver(&self, _: &Envelope, _: &Body, _: Instant) -> Outcome {
+        async fn deliver(&self, _: &Envelope, _: &Body, _: &dyn Leaving, _: Instant) -> Outcome {
             Outcome::all(0, &failed(Blame::Local))
         }
     }
@@ -153,6 +154,7 @@ mod tests {
             stage: Stage::Rcpt,
             blame,
             handoff: Handoff::NotSent,
+            remedy: Remedy::Time,
             reply: None,
             status: EnhancedStatus::new(4, 0, 0),
             detail: String::new(),

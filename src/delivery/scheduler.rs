@@ -16,6 +16,7 @@ use super::{Lane, Settings};
 use crate::clock::Clock;
 use crate::event;
 use crate::policy::breaker::State;
+use crate::spool::Room;
 use crate::spool::Spool;
 
 /// The longest sleep: a wall clock that was set, or a machine that was suspended, is noticed by then.
@@ -78,14 +79,15 @@ impl Scheduler {
         if admitted == 0 {
             return until_probe(lane.state(now), now);
         }
-        let claims = match self.spool.claim(self.clock.wall(), admitted, self.lease).await {
-            Ok(claims) => claims,
-            Err(error) => {
-                lane.withdraw(admitted);
-                event::SpoolFailed { queue_id: None, error: &error }.emit();
-                return CLAIM_AGAIN;
-            }
-        };
+        let claims =
+            match self.spool.claim(Room::ENTRY, self.clock.wall(), admitted, self.lease).await {
+                Ok(claims) => claims,
+                Err(error) => {
+                    lane.withdraw(admitted);
+                    event::SpoolFailed { queue_id: None, error: &error }.emit();
+                    return CLAIM_AGAIN;
+                }
+            };
         lane.withdraw(admitted.saturating_sub(claims.len()));
         let pause = if claims.len() < admitted { self.until_due().max(TICK) } else { SLEEP_MAX };
         if !claims.is_empty() {
@@ -104,7 +106,7 @@ impl Scheduler {
     }
 
     fn until_due(&self) -> Duration {
-        let due = self.spool.next_due().map(|due| due.since(self.clock.wall()));
+        let due = self.spool.next_due(Room::ENTRY).map(|due| due.since(self.clock.wall()));
         due.map_or(SLEEP_MAX, |d| d.min(SLEEP_MAX))
     }
 }
@@ -114,7 +116,7 @@ fn until_probe(state: State, now: Instant) -> Duration {
     match state {
         State::Open { until } => until.saturating_duration_since(now).min(SLEEP_MAX),
         // A probe is under way; its end wakes the scheduler.
-        State::Closed | State::HalfOpen => SLEEP_MAX,
+        State::Closed | State::HalfOpen | State::Held | State::Paused => SLEEP_MAX,
     }
 }
 
@@ -127,7 +129,7 @@ mod tests {
     };
     use crate::policy::{Backoff, Breaker, breaker};
     use crate::spool::MemorySpool;
-    use crate::upstream::Upstream;
+    use crate::upstream::{Leaving, Upstream};
 
     /// Takes everything, and stops the scheduler with the first message.
     struct Taker(CancellationToken);
@@ -138,7 +140,13 @@ mod tests {
             "taker"
         }
 
-        async fn deliver(&self, envelope: &Envelope, _: &Body, _: Instant) -> Outcome {
+        async fn deliver(
+            &self,
+            envelope: &Envelope,
+            _: &Body,
+            _: &dyn Leaving,
+            _: Instant,
+        ) -> Outcome {
             self.0.cancel();
             let reply = Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok");
             Outcome::all(envelope.recipients.len(), &RecipientOutcome::Sent { reply })
@@ -201,7 +209,7 @@ mod tests {
         let (scheduler, spool) = scheduler(1, told.clone()).await;
         let (lane, reloaded) = (Arc::clone(&scheduler.lane), Arc::clone(&scheduler.reloaded));
         let mut resting = Breaker::new(breaker::Settings { failures: 1, ..Default::default() });
-        resting.failed(scheduler.clock.now());
+        resting.failed(scheduler.clock.now(), None);
         let fresh = lane.load_full();
         lane.store(Arc::new(Lane::new("r".into(), Arc::clone(&fresh.upstream), 1, resting)));
         let run = tokio::spawn(scheduler.run(told, Duration::from_secs(1)));

@@ -16,11 +16,11 @@ use super::{Lane, Scheduler, Settings};
 use crate::clock::{Clock, Timestamp};
 use crate::mail::{
     Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Message, Outcome, QueueId, QueueState,
-    RecipientOutcome, Reply, Stage,
+    RecipientOutcome, Remedy, Reply, Stage,
 };
 use crate::policy::{Backoff, Breaker, breaker};
 use crate::spool::{MemorySpool, Spool};
-use crate::upstream::Upstream;
+use crate::upstream::{Leaving, Upstream};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -95,7 +95,7 @@ impl Upstream for Scripted {
         "core"
     }
 
-    async fn deliver(&self, envelope: &Envelope, _: &Body, _: Instant) -> Outcome {
+    async fn deliver(&self, envelope: &Envelope, _: &Body, _: &dyn Leaving, _: Instant) -> Outcome {
         let names: Vec<String> = envelope.recipients.iter().map(|r| r.path.to_string()).collect();
         self.attempts.fetch_add(1, Ordering::SeqCst);
         let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
@@ -125,7 +125,8 @@ fn sent() -> RecipientOutcome {
 
 fn failure(blame: Blame, handoff: Handoff) -> Failure {
     let status = EnhancedStatus::new(4, 0, 0);
-    Failure { stage: Stage::Rcpt, blame, handoff, reply: None, status, detail: "test".into() }
+    let (stage, remedy) = (Stage::Rcpt, Remedy::Time);
+    Failure { stage, blame, handoff, remedy, reply: None, status, detail: "test".into() }
 }
 
 fn down() -> RecipientOutcome {

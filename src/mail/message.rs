@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{Envelope, Recipient};
-use super::outcome::{Failure, Outcome, RecipientOutcome};
+use super::facts::Facts;
+use super::outcome::{Blame, Failure, Outcome, RecipientOutcome};
 use super::queue_id::QueueId;
 use super::reply::Reply;
 use crate::clock::Timestamp;
@@ -30,8 +31,17 @@ pub struct Message {
     pub message_id: String,
     /// One status for each recipient of the envelope, in its order.
     pub status: Vec<RecipientStatus>,
+    /// What was seen in the content.
+    #[serde(default)]
+    pub facts: Facts,
     /// Attempts made so far.
     pub attempts: u32,
+    /// Those of them that were not the upstream's fault: what the pause before the next grows with.
+    #[serde(default)]
+    pub deferrals: u32,
+    /// Upstreams that will not have it. Others may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
     /// The latest attempts, oldest first, at most [`HISTORY_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Attempt>,
@@ -123,6 +133,17 @@ impl RecipientStatus {
     }
 }
 
+/// An upstream's verdict that it will not have a message for some recipients. It binds nobody else.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The upstream's name in the configuration.
+    pub upstream: String,
+    /// Which recipients, by their places in the envelope.
+    pub recipients: Vec<usize>,
+    /// Why.
+    pub failure: Failure,
+}
+
 /// One attempt, as `queue show` tells it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Attempt {
@@ -186,7 +207,10 @@ impl Message {
             envelope,
             message_id: String::new(),
             status,
+            facts: Facts::default(),
             attempts: 0,
+            deferrals: 0,
+            refusals: Vec::new(),
             history: Vec::new(),
         }
     }
@@ -196,10 +220,23 @@ impl Message {
         self.envelope.recipients.iter().zip(&self.status)
     }
 
-    /// The envelope for the next attempt: the recipients there is still something to do for.
-    pub fn pending(&self) -> Envelope {
-        let pending = self.recipients().filter(|(_, s)| s.is_pending()).map(|(r, _)| r.clone());
-        Envelope { recipients: pending.collect(), ..self.envelope.clone() }
+    /// The places of the recipients there is still something to do for.
+    pub fn pending(&self) -> impl Iterator<Item = usize> {
+        self.status.iter().enumerate().filter(|(_, s)| s.is_pending()).map(|(place, _)| place)
+    }
+
+    /// The envelope of an attempt for some of the recipients, by their places.
+    pub fn envelope_for(&self, places: &[usize]) -> Envelope {
+        let all = &self.envelope.recipients;
+        let recipients = places.iter().filter_map(|place| all.get(*place).cloned()).collect();
+        Envelope { recipients, ..self.envelope.clone() }
+    }
+
+    /// Why an upstream will not have the message for a recipient, if it said so.
+    pub fn refusal(&self, upstream: &str, place: usize) -> Option<&Failure> {
+        let mut refusals = self.refusals.iter();
+        let found = refusals.find(|r| r.upstream == upstream && r.recipients.contains(&place));
+        found.map(|refusal| &refusal.failure)
     }
 
     /// Whether a recipient is still to be served.
@@ -212,28 +249,68 @@ impl Message {
         self.status.iter().any(RecipientStatus::is_failed)
     }
 
-    /// Writes down what an attempt with [`pending`](Self::pending)'s envelope came to.
-    pub fn record(&mut self, upstream: &str, outcome: &Outcome, at: Timestamp) {
-        let pending = self.status.iter_mut().filter(|s| s.is_pending());
-        for (status, outcome) in pending.zip(&outcome.recipients) {
-            *status = match outcome.clone() {
+    /// Writes down what an attempt for the recipients at `places` came to.
+    ///
+    /// An upstream that is `authoritative` bounces what it refuses for good. The verdict of another
+    /// one only keeps the recipient away from it.
+    pub fn record(
+        &mut self,
+        (upstream, authoritative): (&str, bool),
+        places: &[usize],
+        outcome: &Outcome,
+        at: Timestamp,
+    ) {
+        for (place, outcome) in places.iter().zip(&outcome.recipients) {
+            let unconfirmed =
+                matches!(self.status.get(*place), Some(RecipientStatus::Unconfirmed { .. }));
+            let now = match outcome.clone() {
                 RecipientOutcome::Sent { reply } => {
                     RecipientStatus::Sent { upstream: upstream.into(), reply, at }
                 }
-                RecipientOutcome::Deferred(failure) => match status {
-                    // A later attempt that failed before the dot does not make the earlier,
-                    // unanswered one undone.
-                    RecipientStatus::Unconfirmed { .. } => continue,
-                    _ => RecipientStatus::Deferred { failure },
-                },
-                RecipientOutcome::Bounced(failure) => RecipientStatus::Bounced { failure },
+                // A later attempt that failed before the dot does not make the earlier, unanswered
+                // one undone.
+                RecipientOutcome::Deferred(_) if unconfirmed => continue,
+                RecipientOutcome::Deferred(failure) => RecipientStatus::Deferred { failure },
+                RecipientOutcome::Bounced(failure) if authoritative => {
+                    RecipientStatus::Bounced { failure }
+                }
+                RecipientOutcome::Bounced(failure) => {
+                    self.refuse(upstream, *place, failure.clone());
+                    if unconfirmed {
+                        continue;
+                    }
+                    RecipientStatus::Deferred { failure }
+                }
                 RecipientOutcome::Unconfirmed(failure) => {
                     RecipientStatus::Unconfirmed { upstream: upstream.into(), failure }
                 }
             };
+            if let Some(status) = self.status.get_mut(*place) {
+                *status = now;
+            }
         }
+        self.remember(upstream, outcome, at);
+    }
+
+    fn refuse(&mut self, upstream: &str, place: usize, failure: Failure) {
+        let same = |r: &&mut Refusal| r.upstream == upstream && r.failure == failure;
+        match self.refusals.iter_mut().find(same) {
+            Some(refusal) if refusal.recipients.contains(&place) => {}
+            Some(refusal) => refusal.recipients.push(place),
+            None => {
+                let (upstream, recipients) = (upstream.to_owned(), vec![place]);
+                self.refusals.push(Refusal { upstream, recipients, failure });
+            }
+        }
+    }
+
+    /// Counts an attempt and adds it to the history.
+    fn remember(&mut self, upstream: &str, outcome: &Outcome, at: Timestamp) {
         let failures = || outcome.recipients.iter().filter_map(RecipientOutcome::failure);
         self.attempts = self.attempts.saturating_add(1);
+        if failures().any(|f| f.blame != Blame::Upstream) {
+            self.deferrals = self.deferrals.saturating_add(1);
+        }
         if self.history.len() >= HISTORY_MAX {
             self.history.remove(0);
         }
@@ -278,7 +355,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::{Blame, EnhancedStatus, Handoff, Stage};
+    use crate::mail::{Blame, EnhancedStatus, Handoff, Remedy, Stage};
 
     fn message(recipients: &[&str]) -> Message {
         Message::sample(QueueId::from_u64(7), Timestamp::from_millis(1), recipients)
@@ -289,6 +366,7 @@ mod tests {
             stage: Stage::Rcpt,
             blame: Blame::Recipient,
             handoff,
+            remedy: Remedy::Time,
             reply: None,
             status: EnhancedStatus::new(4, 2, 2),
             detail: "full".into(),
@@ -314,11 +392,11 @@ mod tests {
         let at = Timestamp::from_millis(9);
         let deferred = RecipientOutcome::Deferred(failure(Handoff::NotSent));
         let bounced = RecipientOutcome::Bounced(failure(Handoff::NotSent));
-        m.record("core", &outcome(vec![sent(), deferred, bounced]), at);
+        m.record(("core", true), &[0, 1, 2], &outcome(vec![sent(), deferred, bounced]), at);
         let words: Vec<_> = m.status.iter().map(RecipientStatus::word).collect();
         assert_eq!(words, ["sent", "deferred", "bounced"]);
-        assert_eq!(m.pending().recipients.len(), 1);
-        m.record("core", &outcome(vec![sent()]), at);
+        assert_eq!(m.pending().collect::<Vec<_>>(), [1]);
+        m.record(("core", true), &[1], &outcome(vec![sent()]), at);
         assert!(!m.is_pending() && m.has_failed());
         assert_eq!((m.attempts, m.history.len()), (2, 2));
         let json = serde_json::to_string(&m).unwrap();
@@ -330,13 +408,19 @@ mod tests {
         let mut m = message(&["a@x"]);
         let at = Timestamp::from_millis(9);
         m.record(
-            "core",
+            ("core", true),
+            &[0],
             &outcome(vec![RecipientOutcome::Unconfirmed(failure(Handoff::Unknown))]),
             at,
         );
-        m.record("core", &outcome(vec![RecipientOutcome::Deferred(failure(Handoff::NotSent))]), at);
+        m.record(
+            ("core", true),
+            &[0],
+            &outcome(vec![RecipientOutcome::Deferred(failure(Handoff::NotSent))]),
+            at,
+        );
         assert_eq!(m.status[0].word(), "unconfirmed");
-        m.record("core", &outcome(vec![sent()]), at);
+        m.record(("core", true), &[0], &outcome(vec![sent()]), at);
         assert_eq!(m.status[0].word(), "sent");
     }
 
@@ -345,7 +429,7 @@ mod tests {
         let mut m = message(&["a@x"]);
         for n in 0..=HISTORY_MAX as u64 {
             let deferred = RecipientOutcome::Deferred(failure(Handoff::NotSent));
-            m.record("core", &outcome(vec![deferred]), Timestamp::from_millis(n));
+            m.record(("core", true), &[0], &outcome(vec![deferred]), Timestamp::from_millis(n));
         }
         assert_eq!(m.history.len(), HISTORY_MAX);
         assert_eq!(m.history[0].at, Timestamp::from_millis(1));

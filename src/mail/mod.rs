@@ -3,6 +3,7 @@
 pub mod address;
 pub mod body;
 pub mod envelope;
+pub mod facts;
 pub mod header;
 pub mod message;
 pub mod outcome;
@@ -12,7 +13,8 @@ pub mod reply;
 pub use address::{AddressError, ForwardPath, Mailbox, ReversePath};
 pub use body::{Body, ReadAt};
 pub use envelope::{BodyKind, Envelope, Notify, Recipient, Ret};
-pub use message::{Attempt, Client, Message, QueueState, RecipientStatus};
-pub use outcome::{Blame, Failure, Handoff, Outcome, RecipientOutcome, Stage};
+pub use facts::Facts;
+pub use message::{Attempt, Client, Message, QueueState, RecipientStatus, Refusal};
+pub use outcome::{Blame, Failure, Handoff, Outcome, RecipientOutcome, Remedy, Stage};
 pub use queue_id::{QueueId, QueueIdSequence};
 pub use reply::{EnhancedStatus, Reply};

@@ -38,6 +38,10 @@ pub enum Stage {
     Data,
     /// From the final dot to its reply.
     EndOfData,
+    /// Handing an HTTP request over, up to its last octet.
+    Request,
+    /// From the last octet of an HTTP request to its answer.
+    Response,
     /// Reading the message from, or writing it to, our own disk.
     Storage,
 }
@@ -56,6 +60,8 @@ impl fmt::Display for Stage {
             Self::Rcpt => "rcpt",
             Self::Data => "data",
             Self::EndOfData => "end_of_data",
+            Self::Request => "request",
+            Self::Response => "response",
             Self::Storage => "storage",
         })
     }
@@ -81,8 +87,28 @@ pub enum Blame {
 pub enum Handoff {
     /// It surely has not.
     NotSent,
-    /// The final dot went out and no reply came back: it may have.
+    /// The final dot, or the whole HTTP request, went out and no answer came back: it may have.
     Unknown,
+}
+
+/// What mends a fault of the upstream's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remedy {
+    /// Nothing but time.
+    #[default]
+    Time,
+    /// Asking less often: it works, and we are too quick for it.
+    Slower,
+    /// Other credentials: it refused our login.
+    Secret,
+}
+
+impl Remedy {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    const fn is_time(&self) -> bool {
+        matches!(self, Self::Time)
+    }
 }
 
 /// Why a recipient was not served.
@@ -94,6 +120,9 @@ pub struct Failure {
     pub blame: Blame,
     /// Whether the upstream may have taken it all the same.
     pub handoff: Handoff,
+    /// What would mend it, where the fault is the upstream's.
+    #[serde(default, skip_serializing_if = "Remedy::is_time")]
+    pub remedy: Remedy,
     /// The upstream's reply, when there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,

@@ -19,6 +19,8 @@ pub struct Settings {
     pub open_max: Duration,
     /// Messages tried at once when half-open. At least 1.
     pub probes: usize,
+    /// After a probe has succeeded attempts at once are 1, 2, 4, ...: each step lasts so long.
+    pub dwell: Duration,
 }
 
 impl Default for Settings {
@@ -29,8 +31,18 @@ impl Default for Settings {
             open_for: Duration::from_secs(30),
             open_max: Duration::from_mins(10),
             probes: 1,
+            dwell: Duration::from_secs(5),
         }
     }
+}
+
+/// What the operator says, whatever the upstream does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pin {
+    /// Until when; `None`: until it is taken away.
+    pub until: Option<Instant>,
+    /// Why, in the operator's words.
+    pub reason: String,
 }
 
 /// Whether attempts are admitted.
@@ -45,6 +57,10 @@ pub enum State {
     },
     /// A few are, to see whether the upstream is back.
     HalfOpen,
+    /// None is, until its credentials change: the login was refused.
+    Held,
+    /// None is, for the operator said so.
+    Paused,
 }
 
 impl State {
@@ -54,6 +70,8 @@ impl State {
             Self::Closed => "closed",
             Self::Open { .. } => "open",
             Self::HalfOpen => "half-open",
+            Self::Held => "held",
+            Self::Paused => "paused",
         }
     }
 }
@@ -101,12 +119,12 @@ impl Breaker {
                 self.probing += 1;
                 true
             }
-            State::HalfOpen | State::Open { .. } => false,
+            State::HalfOpen | State::Open { .. } | State::Held | State::Paused => false,
         }
     }
 
     /// An admitted attempt reached the upstream, whatever it said of the message.
-    pub fn succeeded(&mut self) {
+    pub fn succeeded(&mut self, _now: Instant) {
         // A late success of an attempt from before the opening proves nothing newer than the
         // failures did; the probe decides.
         if matches!(self.state, State::HalfOpen) {
@@ -119,8 +137,9 @@ impl Breaker {
         }
     }
 
-    /// An admitted attempt failed by the upstream's fault at `now`.
-    pub fn failed(&mut self, now: Instant) {
+    /// An admitted attempt failed by the upstream's fault at `now`. A login that was refused with
+    /// the credentials of version `refused` holds the breaker until they change.
+    pub fn failed(&mut self, now: Instant, _refused: Option<u64>) {
         match self.state {
             State::Closed => {
                 let window = self.settings.window;
@@ -134,13 +153,34 @@ impl Breaker {
                 self.open_for = (self.open_for * 2).min(self.settings.open_max);
                 self.open(now);
             }
-            State::Open { .. } => {}
+            State::Open { .. } | State::Held | State::Paused => {}
         }
     }
 
     /// An admitted attempt came to nothing for a reason of ours.
     pub fn withdrawn(&mut self) {
         self.probing = self.probing.saturating_sub(1);
+    }
+
+    /// The credentials' version is now this one.
+    pub fn secret(&mut self, _version: u64, _now: Instant) {}
+
+    /// The operator lets nothing through, or (with `None`) lets things take their course again.
+    pub fn pause(&mut self, _pin: Option<Pin>) {}
+
+    /// What the operator said, if it still holds.
+    pub fn pin(&self, _now: Instant) -> Option<&Pin> {
+        None
+    }
+
+    /// Opens it as if the upstream had failed, for so long or as it would.
+    pub fn trip(&mut self, now: Instant, _open_for: Option<Duration>) {
+        self.open(now);
+    }
+
+    /// Closes it, whatever was before; a pause stays.
+    pub fn reset(&mut self) {
+        self.state = State::Closed;
     }
 
     /// Takes new settings; the state stays.
@@ -169,6 +209,7 @@ mod tests {
             open_for: SECOND * 30,
             open_max: SECOND * 100,
             probes: 1,
+            dwell: Duration::ZERO,
         };
         (Breaker::new(settings), crate::clock::Clock::now(&crate::clock::SystemClock))
     }
@@ -176,7 +217,7 @@ mod tests {
     fn fail(b: &mut Breaker, now: Instant, times: usize) {
         for _ in 0..times {
             assert!(b.admit(now));
-            b.failed(now);
+            b.failed(now, None);
         }
     }
 
@@ -185,7 +226,7 @@ mod tests {
         let (mut b, t) = breaker();
         fail(&mut b, t, 2);
         assert!(b.admit(t), "n-1 failures leave it closed");
-        b.failed(t);
+        b.failed(t, None);
         assert!(!b.admit(t));
         assert_eq!(b.state(t), State::Open { until: t + SECOND * 30 });
     }
@@ -204,7 +245,7 @@ mod tests {
         let (mut b, t) = breaker();
         fail(&mut b, t, 2);
         assert!(b.admit(t));
-        b.succeeded();
+        b.succeeded(t);
         fail(&mut b, t, 2);
         assert_eq!(b.state(t), State::Closed);
     }
@@ -216,7 +257,7 @@ mod tests {
         assert!(!b.admit(t + Duration::from_millis(29_999)));
         assert!(b.admit(t + SECOND * 30));
         assert!(!b.admit(t + SECOND * 30), "only one probe at a time");
-        b.succeeded();
+        b.succeeded(t);
         assert_eq!(b.state(t + SECOND * 30), State::Closed);
         fail(&mut b, t + SECOND * 40, 3);
         assert_eq!(b.state(t + SECOND * 40), State::Open { until: t + SECOND * 70 });
@@ -239,8 +280,8 @@ mod tests {
     fn late_news_from_before_the_opening_change_nothing() {
         let (mut b, t) = breaker();
         fail(&mut b, t, 3);
-        b.succeeded();
-        b.failed(t);
+        b.succeeded(t);
+        b.failed(t, None);
         assert_eq!(b.state(t), State::Open { until: t + SECOND * 30 });
     }
 

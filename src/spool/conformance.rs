@@ -9,8 +9,9 @@ use super::{Action, Claim, Settlement, Spool, SpoolError};
 use crate::clock::{ManualClock, Timestamp};
 use crate::mail::{
     Blame, Body, EnhancedStatus, Failure, Handoff, Message, QueueId, QueueState, RecipientStatus,
-    Stage,
+    Remedy, Stage,
 };
+use crate::spool::Room;
 
 /// When the tests take place.
 pub(super) const NOON: Timestamp = Timestamp::from_millis(1_795_252_321_431);
@@ -79,7 +80,7 @@ pub(super) fn octets(body: &Body) -> Vec<u8> {
 
 /// Claims the one message that is due.
 pub(super) async fn claim_one(spool: &dyn Spool, now: Timestamp) -> Claim {
-    let mut claims = spool.claim(now, 2, LEASE).await.unwrap();
+    let mut claims = spool.claim(Room::ENTRY, now, 2, LEASE).await.unwrap();
     assert_eq!(claims.len(), 1);
     claims.remove(0)
 }
@@ -93,6 +94,7 @@ fn failure() -> Failure {
         stage: Stage::Rcpt,
         blame: Blame::Recipient,
         handoff: Handoff::NotSent,
+        remedy: Remedy::Time,
         reply: None,
         status: EnhancedStatus::new(5, 1, 1),
         detail: "unknown user".into(),
@@ -106,7 +108,7 @@ pub(super) async fn a_committed_message_is_claimed_with_what_was_committed(
     let id = put(&*spool, 5, b"Subject: x\r\n\r\nhello\r\n").await.unwrap();
     let shown = spool.show(id).await.unwrap().unwrap();
     assert_eq!((shown.state, shown.due), (QueueState::Incoming, Some(message(id, 5).received)));
-    assert!(spool.claim(NOON, 10, LEASE).await.unwrap().is_empty(), "not due yet");
+    assert!(spool.claim(Room::ENTRY, NOON, 10, LEASE).await.unwrap().is_empty(), "not due yet");
     assert_eq!(octets(&spool.content(id).await.unwrap()), b"Subject: x\r\n\r\nhello\r\n");
     let claim = claim_one(&*spool, NOON.after(LEASE)).await;
     assert_eq!(claim.message, Message { size: 21, ..message(id, 5) });
@@ -139,12 +141,12 @@ pub(super) async fn claims_come_oldest_due_first_and_once(
         ids.push(put(&*spool, after, b"x").await.unwrap());
     }
     let now = NOON.after(Duration::from_secs(1));
-    let first = spool.claim(now, 2, LEASE).await.unwrap();
+    let first = spool.claim(Room::ENTRY, now, 2, LEASE).await.unwrap();
     let claimed: Vec<_> = first.iter().map(|c| c.message.id).collect();
     assert_eq!(claimed, [ids[1], ids[2]]);
     assert_eq!(claim_one(&*spool, now).await.message.id, ids[0]);
-    assert!(spool.claim(now, 10, LEASE).await.unwrap().is_empty());
-    assert!(spool.claim(now, 0, LEASE).await.unwrap().is_empty());
+    assert!(spool.claim(Room::ENTRY, now, 10, LEASE).await.unwrap().is_empty());
+    assert!(spool.claim(Room::ENTRY, now, 0, LEASE).await.unwrap().is_empty());
 }
 
 pub(super) async fn new_and_deferred_mail_are_claimed_in_turns(
@@ -165,7 +167,7 @@ pub(super) async fn new_and_deferred_mail_are_claimed_in_turns(
     let now = NOON.after(Duration::from_secs(1));
     let mut claimed = Vec::new();
     for limit in [1, 1, 3, 10] {
-        let claims = spool.claim(now, limit, LEASE).await.unwrap();
+        let claims = spool.claim(Room::ENTRY, now, limit, LEASE).await.unwrap();
         claimed.extend(claims.iter().map(|c| c.message.id));
     }
     let turns = claimed.iter().map(|id| deferred.contains(id));
@@ -185,12 +187,14 @@ pub(super) async fn a_lapsed_lease_is_claimed_anew_and_the_old_claim_is_stale(
     let id = put(&*spool, 0, b"x").await.unwrap();
     let old = claim_one(&*spool, NOON).await;
     let lapsed = NOON.after(LEASE);
-    assert_eq!(spool.next_due(), Some(lapsed));
+    assert_eq!(spool.next_due(Room::ENTRY), Some(lapsed));
     let before = Timestamp::from_millis(lapsed.as_millis() - 1);
-    assert!(spool.claim(before, 10, LEASE).await.unwrap().is_empty());
+    assert!(spool.claim(Room::ENTRY, before, 10, LEASE).await.unwrap().is_empty());
     let new = claim_one(&*spool, lapsed).await;
     assert!(new.epoch > old.epoch);
-    for settlement in [Settlement::Finished, Settlement::Dead, Settlement::Released(NOON)] {
+    for settlement in
+        [Settlement::Finished, Settlement::Dead, Settlement::Released(Room::ENTRY, NOON)]
+    {
         let refused = spool.settle(&old, settlement).await;
         assert!(matches!(refused, Err(SpoolError::Stale(i)) if i == id));
     }
@@ -211,14 +215,14 @@ pub(super) async fn each_settlement_does_what_it_says(spool: Arc<dyn Spool>, _: 
         (shown.state, shown.due, shown.message),
         (QueueState::Deferred, Some(later), changed)
     );
-    assert!(spool.claim(NOON, 10, LEASE).await.unwrap().is_empty());
+    assert!(spool.claim(Room::ENTRY, NOON, 10, LEASE).await.unwrap().is_empty());
 
     let claim = claim_one(&*spool, later).await;
     assert_eq!(claim.message.attempts, 1);
     spool.settle(&claim, Settlement::Dead).await.unwrap();
     let shown = spool.show(id).await.unwrap().unwrap();
     assert_eq!((shown.state, shown.due), (QueueState::Dead, None));
-    assert_eq!((spool.next_due(), spool.stats().dead), (None, 1));
+    assert_eq!((spool.next_due(Room::ENTRY), spool.stats().dead), (None, 1));
 }
 
 pub(super) async fn a_released_message_is_as_before(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
@@ -226,7 +230,7 @@ pub(super) async fn a_released_message_is_as_before(spool: Arc<dyn Spool>, _: Ar
     let mut claim = claim_one(&*spool, NOON).await;
     claim.message.attempts = 9;
     let later = NOON.after(Duration::from_secs(5));
-    spool.settle(&claim, Settlement::Released(later)).await.unwrap();
+    spool.settle(&claim, Settlement::Released(Room::ENTRY, later)).await.unwrap();
     let shown = spool.show(id).await.unwrap().unwrap();
     assert_eq!((shown.state, shown.due), (QueueState::Incoming, Some(later)));
     assert_eq!(shown.message.attempts, 0);
@@ -244,16 +248,16 @@ pub(super) async fn operators_actions_fit_the_state_or_are_refused(
         |r: Result<(), SpoolError>| matches!(r, Err(SpoolError::WrongState(i, _)) if i == id);
 
     spool.act(id, Retry, NOON).await.unwrap();
-    assert_eq!(spool.next_due(), Some(NOON));
+    assert_eq!(spool.next_due(Room::ENTRY), Some(NOON));
     assert!(wrong(spool.act(id, Release, NOON).await));
     assert!(wrong(spool.act(id, Requeue, NOON).await));
     spool.act(id, Hold, NOON).await.unwrap();
     let held = spool.show(id).await.unwrap().unwrap();
-    assert_eq!((held.state, held.due, spool.next_due()), (QueueState::Held, None, None));
+    assert_eq!((held.state, held.due, spool.next_due(Room::ENTRY)), (QueueState::Held, None, None));
     for action in [Hold, Retry, Requeue] {
         assert!(wrong(spool.act(id, action, NOON).await), "{action:?}");
     }
-    assert!(spool.claim(later, 10, LEASE).await.unwrap().is_empty());
+    assert!(spool.claim(Room::ENTRY, later, 10, LEASE).await.unwrap().is_empty());
     spool.act(id, Release, later).await.unwrap();
     assert_eq!(state(&*spool, id).await, Some(QueueState::Incoming), "never tried");
     let mut claim = claim_one(&*spool, later).await;
@@ -331,19 +335,19 @@ pub(super) async fn next_due_and_wait_tell_of_every_change(
     spool: Arc<dyn Spool>,
     _: Arc<ManualClock>,
 ) {
-    assert_eq!(spool.next_due(), None);
+    assert_eq!(spool.next_due(Room::ENTRY), None);
     let waiting = tokio::spawn({
         let spool = Arc::clone(&spool);
         async move { spool.wait().await }
     });
     let id = put(&*spool, 7, b"x").await.unwrap();
     waiting.await.unwrap();
-    assert_eq!(spool.next_due(), Some(message(id, 7).received));
+    assert_eq!(spool.next_due(Room::ENTRY), Some(message(id, 7).received));
     let claim = claim_one(&*spool, NOON.after(LEASE)).await;
-    spool.settle(&claim, Settlement::Released(NOON)).await.unwrap();
+    spool.settle(&claim, Settlement::Released(Room::ENTRY, NOON)).await.unwrap();
     // The change came before the call, after the waiter last looked: it must not sleep.
     spool.wait().await;
-    assert_eq!(spool.next_due(), Some(NOON));
+    assert_eq!(spool.next_due(Room::ENTRY), Some(NOON));
 }
 
 pub(super) async fn a_closed_spool_does_nothing_more(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
@@ -357,7 +361,7 @@ pub(super) async fn a_closed_spool_does_nothing_more(spool: Arc<dyn Spool>, _: A
     assert!(closed(draft.commit(late).await.err()));
     assert!(closed(spool.body(&claim).await.err()));
     assert!(closed(spool.settle(&claim, Settlement::Finished).await.err()));
-    assert!(closed(spool.claim(NOON, 1, LEASE).await.err()));
+    assert!(closed(spool.claim(Room::ENTRY, NOON, 1, LEASE).await.err()));
     assert!(closed(spool.act(id, Action::Delete, NOON).await.err()));
     assert!(closed(spool.show(id).await.err()) && closed(spool.list(None, 1).await.err()));
     spool.close().await;

@@ -222,7 +222,7 @@ impl<P: Copy> Index<P> {
         if !current || !self.slots.contains_key(&id) {
             return Err(SpoolError::Stale(id));
         }
-        if let Settlement::Released(due) = settlement {
+        if let Settlement::Released(_, due) = settlement {
             self.change(id, |leases, slot| {
                 leases.remove(&id);
                 slot.due = due;

@@ -30,6 +30,7 @@ use super::{
 use crate::clock::{Clock, Timestamp};
 use crate::event::SpoolUnreadable;
 use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState};
+use crate::spool::Room;
 
 /// The wait after a message could not be read from the disk.
 const READ_AGAIN: Duration = Duration::from_mins(1);
@@ -170,11 +171,15 @@ impl Spool for SegmentLog {
 
     async fn claim(
         &self,
+        room: Room,
         now: Timestamp,
         limit: usize,
         lease: Duration,
     ) -> Result<Vec<Claim>, SpoolError> {
         self.check_open()?;
+        if room != Room::ENTRY {
+            return Ok(Vec::new());
+        }
         let claimed = self.core.state().ledger.index.claim(now, limit, lease);
         if claimed.is_empty() {
             return Ok(Vec::new());
@@ -211,8 +216,9 @@ impl Spool for SegmentLog {
         let (state, due) = match settlement {
             Settlement::Finished => (QueueState::Sent, Timestamp::default()),
             Settlement::Deferred(due) => (QueueState::Deferred, due),
+            Settlement::Held => (QueueState::Held, self.core.clock.wall()),
             Settlement::Dead => (QueueState::Dead, self.core.clock.wall()),
-            Settlement::Released(_) => {
+            Settlement::Released(..) => {
                 self.core.state().ledger.index.settle(id, epoch, settlement)?;
                 self.core.announce();
                 return Ok(());
@@ -232,7 +238,16 @@ impl Spool for SegmentLog {
         answer.await.unwrap_or(Err(SpoolError::Closed))
     }
 
-    fn next_due(&self) -> Option<Timestamp> {
+    async fn note(&self, _claim: &Claim) -> Result<(), SpoolError> {
+        Ok(())
+    }
+
+    fn regroup(&self) {}
+
+    fn next_due(&self, room: Room) -> Option<Timestamp> {
+        if room != Room::ENTRY {
+            return None;
+        }
         self.core.state().ledger.index.next_due()
     }
 
@@ -352,7 +367,7 @@ fn unreadable(core: &Shared, id: QueueId, epoch: u64, now: Timestamp, error: &Sp
             state.ledger.incomplete = true;
         }
         _ => {
-            let later = Settlement::Released(now.after(READ_AGAIN));
+            let later = Settlement::Released(Room::ENTRY, now.after(READ_AGAIN));
             // Stale means that someone else has taken care of it.
             let _ = state.ledger.index.settle(id, epoch, later);
         }

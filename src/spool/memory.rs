@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::index::{Index, Slot, View};
 use super::recent::Recent;
 use super::rules;
-use super::{Action, Claim, Draft, Entry, Settlement, Spool, SpoolError, Stats};
+use super::{Action, Claim, Draft, Entry, Room, Settlement, Spool, SpoolError, Stats};
 use crate::clock::{Clock, Timestamp};
 use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState};
 
@@ -108,10 +108,14 @@ impl Spool for MemorySpool {
 
     async fn claim(
         &self,
+        room: Room,
         now: Timestamp,
         limit: usize,
         lease: Duration,
     ) -> Result<Vec<Claim>, SpoolError> {
+        if room != Room::ENTRY {
+            return Ok(Vec::new());
+        }
         let mut state = self.core.open()?;
         let claimed = state.index.claim(now, limit, lease);
         let claim =
@@ -139,17 +143,29 @@ impl Spool for MemorySpool {
                 state.recent.push(message);
             }
             Settlement::Deferred(due) => state.store(message, QueueState::Deferred, due),
+            Settlement::Held => {
+                state.store(message, QueueState::Held, self.core.clock.wall());
+            }
             Settlement::Dead => {
                 state.store(message, QueueState::Dead, self.core.clock.wall());
             }
-            Settlement::Released(_) => {}
+            Settlement::Released(..) => {}
         }
         drop(state);
         self.core.announce();
         Ok(())
     }
 
-    fn next_due(&self) -> Option<Timestamp> {
+    async fn note(&self, _claim: &Claim) -> Result<(), SpoolError> {
+        Ok(())
+    }
+
+    fn regroup(&self) {}
+
+    fn next_due(&self, room: Room) -> Option<Timestamp> {
+        if room != Room::ENTRY {
+            return None;
+        }
         self.core.state().index.next_due()
     }
 

@@ -59,14 +59,15 @@ pub trait Spool: Send + Sync + 'static {
     /// Fails at once when the spool takes no new mail (see [`SpoolError::Full`]).
     async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError>;
 
-    /// Takes up to `limit` messages that are due at `now`, each for as long as `lease`. A claim that
-    /// was neither settled nor extended by then may be given out again.
+    /// Takes up to `limit` messages of a room that are due at `now`, each for as long as `lease`. A
+    /// claim that was neither settled nor extended by then may be given out again.
     ///
     /// Fair between new and deferred messages: while both are due they are taken in turns, also
     /// over several calls, so a backlog of either never keeps back the other. Within each the
     /// oldest due time comes first.
     async fn claim(
         &self,
+        room: Room,
         now: Timestamp,
         limit: usize,
         lease: Duration,
@@ -86,8 +87,17 @@ pub trait Spool: Send + Sync + 'static {
     /// message.
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError>;
 
-    /// When the next message falls due; `None` when nothing waits for a time.
-    fn next_due(&self) -> Option<Timestamp>;
+    /// Writes down the changed message of a claim, which goes on; `Ok` means durable. Should the
+    /// process end before the claim is settled, the message is found as noted, and due.
+    ///
+    /// Fails as [`settle`](Self::settle) does.
+    async fn note(&self, claim: &Claim) -> Result<(), SpoolError>;
+
+    /// When the next message of a room falls due; `None` when nothing waits there for a time.
+    fn next_due(&self, room: Room) -> Option<Timestamp>;
+
+    /// Puts everything back into [`Room::ENTRY`]: what the messages wait for is to be found out anew.
+    fn regroup(&self);
 
     /// Returns when something may have become due sooner than [`next_due`](Self::next_due) said. It
     /// may return without reason, and it never misses a change made after it was called.
@@ -137,6 +147,19 @@ pub struct Claim {
     pub epoch: u64,
 }
 
+/// Where messages wait that wait for the same thing. A spool does not know for what: whoever claims
+/// a message and finds that it can't be delivered now puts it into a room by
+/// [`Settlement::Released`], and looks there when it can.
+///
+/// Rooms are not stored. After a restart everything is at the entry.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Room(pub u16);
+
+impl Room {
+    /// Where messages wait of which nothing is known: new ones, deferred ones, all after a restart.
+    pub const ENTRY: Self = Self(0);
+}
+
 /// What becomes of a claimed message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Settlement {
@@ -146,8 +169,10 @@ pub enum Settlement {
     Deferred(Timestamp),
     /// Store the changed message among the dead letters.
     Dead,
-    /// Nothing was tried: give it back unchanged, due at this time.
-    Released(Timestamp),
+    /// Store the changed message, and wait for the operator.
+    Held,
+    /// Nothing was tried: give it back unchanged, due at this time, in this room.
+    Released(Room, Timestamp),
 }
 
 /// What an operator can do to a message that is not being delivered.
@@ -162,6 +187,10 @@ pub enum Action {
     Release,
     /// Out of the dead letters back into the queue: failed recipients are tried again.
     Requeue,
+    /// What is unconfirmed has arrived: the operator says so.
+    Confirm,
+    /// What is unconfirmed has not arrived: it is sent again, by any way.
+    Resend,
     /// Gone for good.
     Delete,
 }

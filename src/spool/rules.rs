@@ -15,6 +15,7 @@ pub(super) const fn check(
         (Action::Delete, _)
         | (Action::Retry | Action::Hold, Incoming | Deferred)
         | (Action::Release, Held)
+        | (Action::Confirm | Action::Resend, Incoming | Deferred | Held)
         | (Action::Requeue, Dead) => Ok(()),
         _ => Err(SpoolError::WrongState(id, state.word())),
     }
@@ -38,7 +39,7 @@ pub(super) fn apply(
             message.status.iter_mut().for_each(try_again);
             (QueueState::Deferred, now)
         }
-        Action::Delete => (state, due),
+        Action::Confirm | Action::Resend | Action::Delete => (state, due),
     }
 }
 

@@ -15,11 +15,11 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::Upstream;
+use super::{Leaving, Upstream};
 use crate::clock::Clock;
 use crate::mail::{
-    Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Outcome, RecipientOutcome, Reply,
-    Stage,
+    Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Outcome, RecipientOutcome, Remedy,
+    Reply, Stage,
 };
 
 /// Octets copied at a time.
@@ -77,8 +77,18 @@ impl Upstream for MaildirUpstream {
     }
 
     /// The deadline is not kept: what a disk has begun cannot be called back.
-    async fn deliver(&self, envelope: &Envelope, body: &Body, _deadline: Instant) -> Outcome {
+    async fn deliver(
+        &self,
+        envelope: &Envelope,
+        body: &Body,
+        leaving: &dyn Leaving,
+        _deadline: Instant,
+    ) -> Outcome {
         let begun = self.clock.now();
+        if let Err(why) = leaving.content_leaves().await {
+            let outcome = Unfiled::from(io::Error::other(why)).outcome();
+            return Outcome::all(envelope.recipients.len(), &outcome);
+        }
         let name = self.file_name();
         let (maildir, head, body) = (Arc::clone(&self.maildir), head(envelope), body.clone());
         let file = name.clone();
@@ -116,6 +126,7 @@ impl Unfiled {
             stage: Stage::Storage,
             blame: Blame::Local,
             handoff: self.handoff,
+            remedy: Remedy::Time,
             reply: None,
             status: EnhancedStatus::new(4, 3, 0),
             detail: self.error.to_string(),
@@ -184,6 +195,7 @@ mod tests {
     use super::*;
     use crate::clock::{ManualClock, Timestamp};
     use crate::mail::{BodyKind, ForwardPath, Mailbox, ReversePath};
+    use crate::upstream::Free;
 
     fn envelope() -> Envelope {
         let to = |s: &str| ForwardPath(Mailbox::parse(s.as_bytes()).unwrap()).into();
@@ -210,7 +222,7 @@ mod tests {
         let now = upstream.clock.now();
         for n in 1..=3 {
             let body = Body::Memory("Subject: x\r\n\r\n.hi\r\n".into());
-            let outcome = upstream.deliver(&envelope(), &body, now).await;
+            let outcome = upstream.deliver(&envelope(), &body, &Free, now).await;
             assert_eq!(outcome.recipients.len(), 2);
             let RecipientOutcome::Sent { reply } = &outcome.recipients[0] else { panic!() };
             let reply = reply.to_string();
@@ -240,7 +252,7 @@ mod tests {
         let upstream = open(directory.path());
         let now = upstream.clock.now();
         let body = Body::Stored { source: Arc::new(Broken), len: 10 };
-        let outcome = upstream.deliver(&envelope(), &body, now).await;
+        let outcome = upstream.deliver(&envelope(), &body, &Free, now).await;
         let RecipientOutcome::Deferred(failure) = &outcome.recipients[1] else { panic!() };
         assert_eq!((failure.stage, failure.blame), (Stage::Storage, Blame::Local));
         for sub in ["tmp", "new"] {

@@ -2,6 +2,7 @@
 
 pub mod maildir;
 pub mod probe;
+pub mod ses;
 pub mod smtp;
 
 use std::time::Instant;
@@ -9,12 +10,19 @@ use std::time::Instant;
 use async_trait::async_trait;
 
 use crate::mail::{Body, Envelope, Outcome};
+use crate::policy::bucket::Rate;
 
-/// A next hop: a smarthost, or a Maildir.
+/// A next hop: a smarthost, Amazon SES, or a Maildir.
 #[async_trait]
 pub trait Upstream: Send + Sync + 'static {
     /// Its name in the configuration.
     fn name(&self) -> &str;
+
+    /// What it says of itself without being asked for a delivery. Cheap: looked at before every
+    /// attempt.
+    fn standing(&self) -> Standing {
+        Standing::default()
+    }
 
     /// Hands a message over.
     ///
@@ -22,5 +30,53 @@ pub trait Upstream: Send + Sync + 'static {
     /// of `envelope`, in its order. An attempt that is not over at `deadline` ends as it would at a
     /// time-out of the stage it is in. The future must not be dropped before it ends, or it is not
     /// known whether the upstream took the message.
-    async fn deliver(&self, envelope: &Envelope, body: &Body, deadline: Instant) -> Outcome;
+    ///
+    /// `leaving` is asked before the first octet of content leaves, and at most once for a
+    /// connection that is used. An attempt that gets no leave ends as not sent, by our fault.
+    async fn deliver(
+        &self,
+        envelope: &Envelope,
+        body: &Body,
+        leaving: &dyn Leaving,
+        deadline: Instant,
+    ) -> Outcome;
+}
+
+/// Told that the content is about to leave: the last moment at which nothing can have been taken.
+#[async_trait]
+pub trait Leaving: Send + Sync {
+    /// Returns when the content may leave; an error says why it must not.
+    async fn content_leaves(&self) -> Result<(), String>;
+}
+
+/// Leave that is always given, for tests and probes.
+pub(crate) struct Free;
+
+#[async_trait]
+impl Leaving for Free {
+    async fn content_leaves(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// What an upstream says of itself.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Standing {
+    /// Why it can take nothing now, whatever its breaker says: no credentials yet, sending paused,
+    /// the day's quota used up.
+    pub wanting: Option<String>,
+    /// Changes whenever its credentials do; a login that was refused waits for that.
+    pub secret: u64,
+    /// How much it takes, where its provider says so. The configuration may allow less.
+    pub rate: Option<Rate>,
+    /// Recipients one attempt may have. At least 1.
+    pub max_recipients: usize,
+    /// Whether it takes verified recipients only.
+    pub sandbox: bool,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { wanting: None, secret: 0, rate: None, max_recipients: usize::MAX, sandbox: false }
+    }
 }

@@ -12,6 +12,7 @@ use postgate::mail::{
     Body, BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState,
     ReversePath,
 };
+use postgate::spool::Room;
 use postgate::spool::{
     Action, Claim, Entry, Recovered, SegmentLog, Settings, Settlement, Spool, SpoolError,
 };
@@ -141,7 +142,7 @@ impl Life {
             205..210 => self.settle(with, Settlement::Dead).await,
             210..218 => {
                 let due = self.now.after(Duration::from_millis(u64::from(with)));
-                self.settle(with, Settlement::Released(due)).await;
+                self.settle(with, Settlement::Released(Room::ENTRY, due)).await;
             }
             218..224 => self.act(with, Action::Hold).await,
             224..232 => self.act(with, Action::Release).await,
@@ -227,7 +228,7 @@ impl Life {
     }
 
     async fn claim(&mut self, limit: usize) {
-        let claims = self.log.claim(self.now, limit, LEASE).await.unwrap();
+        let claims = self.log.claim(Room::ENTRY, self.now, limit, LEASE).await.unwrap();
         for claim in claims {
             let id = claim.message.id;
             let size = self.ledger.lock().unwrap().messages[&id].size;
@@ -253,8 +254,9 @@ impl Life {
             Settlement::Deferred(due) => {
                 Stand::Here { state: QueueState::Deferred, due: Some(due), attempts }
             }
+            Settlement::Held => Stand::Here { state: QueueState::Held, due: None, attempts },
             Settlement::Dead => Stand::Here { state: QueueState::Dead, due: None, attempts },
-            Settlement::Released(_) => {
+            Settlement::Released(..) => {
                 if self.log.settle(&claim, settlement).await.is_ok()
                     && let Some(known) = self.ledger.lock().unwrap().messages.get_mut(&id)
                 {
@@ -398,7 +400,8 @@ impl Ledger {
             log.act(entry.message.id, action, later).await.map_err(|e| e.to_string())?;
         }
         let count = log.stats().messages();
-        let claims = log.claim(later, usize::MAX, LEASE).await.map_err(|e| e.to_string())?;
+        let claims =
+            log.claim(Room::ENTRY, later, usize::MAX, LEASE).await.map_err(|e| e.to_string())?;
         if claims.len() as u64 != count {
             return Err(format!("{} of {count} can be claimed", claims.len()));
         }
@@ -423,7 +426,9 @@ pub async fn whole(log: &SegmentLog) -> Result<BTreeSet<QueueId>, String> {
         }
     }
     let mut whole = BTreeSet::new();
-    for claim in log.claim(later, usize::MAX, LEASE).await.map_err(|e| e.to_string())? {
+    for claim in
+        log.claim(Room::ENTRY, later, usize::MAX, LEASE).await.map_err(|e| e.to_string())?
+    {
         let (id, size) = (claim.message.id, claim.message.size);
         match log.body(&claim).await {
             Ok(found) if octets(&found) == body(id, usize::try_from(size).unwrap()) => {

@@ -138,7 +138,13 @@ impl Spool for Handle {
         Ok(Box::new(FakeDraft { spool: self.0.clone(), id, body: Vec::new(), largest_chunk: 0 }))
     }
 
-    async fn claim(&self, _: Timestamp, _: usize, _: Duration) -> Result<Vec<Claim>, SpoolError> {
+    async fn claim(
+        &self,
+        _: crate::spool::Room,
+        _: Timestamp,
+        _: usize,
+        _: Duration,
+    ) -> Result<Vec<Claim>, SpoolError> {
         Ok(Vec::new())
     }
 
@@ -154,7 +160,13 @@ impl Spool for Handle {
         Err(SpoolError::Stale(claim.message.id))
     }
 
-    fn next_due(&self) -> Option<Timestamp> {
+    async fn note(&self, _: &Claim) -> Result<(), SpoolError> {
+        unreachable!("nothing is delivered here")
+    }
+
+    fn regroup(&self) {}
+
+    fn next_due(&self, _: crate::spool::Room) -> Option<Timestamp> {
         None
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::spool::Room;
 use crate::spool::record::SEGMENT_HEADER;
 
 /// A spool with three messages, its only segment's file, and where its records end.
@@ -22,7 +23,9 @@ async fn three(dir: &Path) -> (Vec<QueueId>, PathBuf, usize) {
 
 /// The messages that are there, whole.
 async fn whole(log: &SegmentLog) -> Vec<QueueId> {
-    let claims = log.claim(NOON.after(Duration::from_secs(9)), 10, Duration::from_secs(1)).await;
+    let claims = log
+        .claim(Room::ENTRY, NOON.after(Duration::from_secs(9)), 10, Duration::from_secs(1))
+        .await;
     let mut whole = Vec::new();
     for claim in claims.unwrap() {
         let n = claim.message.received.since(NOON).as_millis();
@@ -172,7 +175,7 @@ async fn a_segment_whose_damage_could_not_be_copied_is_not_reused() {
     fs::write(&first, &bytes).unwrap();
     let drain = async |log: SegmentLog| {
         let later = NOON.after(Duration::from_secs(9));
-        for claim in log.claim(later, 100, Duration::from_secs(1)).await.unwrap() {
+        for claim in log.claim(Room::ENTRY, later, 100, Duration::from_secs(1)).await.unwrap() {
             log.settle(&claim, Settlement::Finished).await.unwrap();
         }
     };
@@ -208,7 +211,7 @@ async fn what_could_not_be_read_is_neither_reused_nor_written_over() {
         // What can be read of it is delivered.
         let later = NOON.after(Duration::from_secs(9));
         let mut finished = 0;
-        for claim in log.claim(later, 100, Duration::from_secs(1)).await.unwrap() {
+        for claim in log.claim(Room::ENTRY, later, 100, Duration::from_secs(1)).await.unwrap() {
             log.settle(&claim, Settlement::Finished).await.unwrap();
             finished += 1;
         }

@@ -1,5 +1,6 @@
 //! A disk that fails at every call there is, once or for good.
 
+use crate::spool::Room;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -38,7 +39,7 @@ async fn live(log: &SegmentLog) -> Told {
             };
         }
         if n % 2 == 0 {
-            for claim in log.claim(NOON, 2, Duration::from_mins(1)).await.unwrap() {
+            for claim in log.claim(Room::ENTRY, NOON, 2, Duration::from_mins(1)).await.unwrap() {
                 let id = claim.message.id;
                 if n == 0 {
                     let later = NOON.after(Duration::from_mins(1));
@@ -77,8 +78,10 @@ async fn survive(from: u64, to: u64, error: i32) -> bool {
     if to == from + 1 {
         assert!(told.refused.is_disjoint(&found), "a refused message is there; {context}");
     }
-    for claim in
-        log.claim(NOON.after(Duration::from_mins(1)), 100, Duration::from_mins(1)).await.unwrap()
+    for claim in log
+        .claim(Room::ENTRY, NOON.after(Duration::from_mins(1)), 100, Duration::from_mins(1))
+        .await
+        .unwrap()
     {
         let body = log.body(&claim).await.unwrap();
         assert_eq!(octets(&body).len() as u64, claim.message.size, "{context}");
@@ -158,7 +161,7 @@ async fn a_settlement_that_failed_can_be_tried_again() {
     let failed = log.settle(&claim, Settlement::Finished).await;
     assert!(matches!(failed, Err(SpoolError::Io { .. })), "{failed:?}");
     assert_eq!(log.show(id).await.unwrap().unwrap().state, QueueState::Active);
-    assert!(log.claim(NOON, 1, Duration::from_mins(1)).await.unwrap().is_empty());
+    assert!(log.claim(Room::ENTRY, NOON, 1, Duration::from_mins(1)).await.unwrap().is_empty());
     control.heal();
     log.settle(&claim, Settlement::Finished).await.unwrap();
     drop(log);
@@ -171,8 +174,8 @@ async fn a_message_that_cannot_be_read_for_a_moment_is_due_again_in_a_minute() {
     let (log, _, control) = open_faulty(dir.path());
     let id = put(&log, 0, b"x").await.unwrap();
     control.unreadable.store(true, Ordering::SeqCst);
-    assert!(log.claim(NOON, 1, Duration::from_hours(2)).await.unwrap().is_empty());
-    assert_eq!(log.next_due(), Some(NOON.after(Duration::from_mins(1))));
+    assert!(log.claim(Room::ENTRY, NOON, 1, Duration::from_hours(2)).await.unwrap().is_empty());
+    assert_eq!(log.next_due(Room::ENTRY), Some(NOON.after(Duration::from_mins(1))));
     control.unreadable.store(false, Ordering::SeqCst);
     assert_eq!(claim_one(&log, NOON.after(Duration::from_mins(1))).await.message.id, id);
 }
@@ -189,7 +192,7 @@ async fn a_drained_segment_whose_end_could_not_be_synced_is_given_back_later() {
                 control.fail(call, call + 1, EIO);
             }
             failed |= put(&log, 0, &[b'x'; 3000]).await.is_err();
-            let claims = log.claim(NOON, 10, Duration::from_mins(1)).await.unwrap();
+            let claims = log.claim(Room::ENTRY, NOON, 10, Duration::from_mins(1)).await.unwrap();
             for claim in claims {
                 while log.settle(&claim, Settlement::Finished).await.is_err() {
                     failed = true;

@@ -1,5 +1,6 @@
 //! What new mail meets when there is no room.
 
+use crate::spool::Room;
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -20,7 +21,7 @@ async fn max_messages_holds_before_a_draft_and_at_its_commit() {
     third.commit(a).await.unwrap();
     assert!(is_full(fourth.commit(b).await));
     assert!(is_full(log.draft().await) && is_full(log.refusal().map_or(Ok(()), Err)));
-    let claim = log.claim(NOON, 1, Duration::from_mins(1)).await.unwrap().remove(0);
+    let claim = log.claim(Room::ENTRY, NOON, 1, Duration::from_mins(1)).await.unwrap().remove(0);
     log.settle(&claim, Settlement::Finished).await.unwrap();
     put(&log, 0, b"3").await.unwrap();
 }
@@ -71,7 +72,7 @@ async fn on_a_full_disk_state_changes_go_on_and_mail_resumes_when_there_is_room(
     let later = NOON.after(Duration::from_mins(1));
     for _ in 0..4 {
         // Each message's metadata anew: more than what is left of the current segment.
-        for claim in log.claim(NOON, 100, Duration::from_mins(1)).await.unwrap() {
+        for claim in log.claim(Room::ENTRY, NOON, 100, Duration::from_mins(1)).await.unwrap() {
             log.settle(&claim, Settlement::Deferred(NOON)).await.unwrap();
         }
         assert_eq!(log.stats().messages(), stored);
@@ -80,7 +81,7 @@ async fn on_a_full_disk_state_changes_go_on_and_mail_resumes_when_there_is_room(
         }
     }
     assert!(is_full(log.draft().await), "the reserve is not for mail");
-    for claim in log.claim(later, 100, Duration::from_mins(1)).await.unwrap() {
+    for claim in log.claim(Room::ENTRY, later, 100, Duration::from_mins(1)).await.unwrap() {
         log.settle(&claim, Settlement::Finished).await.unwrap();
     }
     assert_eq!(log.stats().messages(), 0);

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::mail::{QueueId, QueueState};
+use crate::spool::Room;
 
 /// A clock that stands at noon.
 fn noon() -> Arc<dyn Clock> {
@@ -127,7 +128,7 @@ async fn a_claim_is_forgotten_and_a_settlement_kept_over_a_restart() {
         put(&log, 3, b"d").await.unwrap(),
     );
     let now = NOON.after(Duration::from_secs(1));
-    let mut claims = log.claim(now, 4, Duration::from_mins(1)).await.unwrap();
+    let mut claims = log.claim(Room::ENTRY, now, 4, Duration::from_mins(1)).await.unwrap();
     let later = NOON.after(Duration::from_mins(15));
     log.settle(&claims.remove(3), Settlement::Finished).await.unwrap();
     log.settle(&claims.remove(2), Settlement::Dead).await.unwrap();
@@ -350,7 +351,7 @@ async fn a_message_that_waits_does_not_keep_the_log_behind_it() {
     let (log, recovered) = open(dir.path());
     assert_eq!(recovered, Recovered { messages: 2, ..Recovered::default() });
     let later = NOON.after(Duration::from_mins(15));
-    let claims = log.claim(later, 10, Duration::from_mins(1)).await.unwrap();
+    let claims = log.claim(Room::ENTRY, later, 10, Duration::from_mins(1)).await.unwrap();
     let found: Vec<_> = claims.iter().map(|c| (c.message.id, c.message.attempts)).collect();
     assert_eq!(found, waiting.iter().map(|id| (*id, 3)).collect::<Vec<_>>());
     for (claim, size) in claims.iter().zip([2000, 600_000]) {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::spool::Action;
+use crate::spool::Room;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -20,7 +21,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Settlement::Finished),
         2 => Just(Settlement::Deferred(NOON)),
         1 => Just(Settlement::Dead),
-        1 => Just(Settlement::Released(NOON)),
+        1 => Just(Settlement::Released(Room::ENTRY, NOON)),
     ];
     let action = prop::sample::select(vec![
         Action::Retry,
@@ -47,7 +48,9 @@ struct Modelled {
 
 /// Settles one claim in both.
 async fn settle(log: &SegmentLog, model: &mut BTreeMap<QueueId, Modelled>, settlement: Settlement) {
-    let Some(mut claim) = log.claim(NOON, 1, Duration::from_mins(1)).await.unwrap().pop() else {
+    let Some(mut claim) =
+        log.claim(Room::ENTRY, NOON, 1, Duration::from_mins(1)).await.unwrap().pop()
+    else {
         let waits = |m: &Modelled| matches!(m.state, QueueState::Incoming | QueueState::Deferred);
         assert!(!model.values().any(waits));
         return;
@@ -70,7 +73,7 @@ async fn settle(log: &SegmentLog, model: &mut BTreeMap<QueueId, Modelled>, settl
             modelled.state = QueueState::Dead;
             modelled.attempts += 1;
         }
-        Settlement::Released(_) => {}
+        Settlement::Held | Settlement::Released(..) => {}
     }
 }
 

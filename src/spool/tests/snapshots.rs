@@ -1,5 +1,6 @@
 //! Snapshots: when they are taken, that they are used, and that none of them is believed.
 
+use crate::spool::Room;
 use std::path::PathBuf;
 
 use super::*;
@@ -39,7 +40,7 @@ async fn two_and_a_tail(from: &Path, to: &Path) -> Vec<QueueId> {
 
 async fn claim_one_of(log: &SegmentLog) -> crate::spool::Claim {
     let now = NOON.after(Duration::from_secs(9));
-    log.claim(now, 1, Duration::from_mins(1)).await.unwrap().remove(0)
+    log.claim(Room::ENTRY, now, 1, Duration::from_mins(1)).await.unwrap().remove(0)
 }
 
 fn copy(from: &Path, to: &Path) {

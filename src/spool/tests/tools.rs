@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::mail::{BodyKind, Notify, Ret};
+use crate::spool::Room;
 use crate::spool::tools::archive::{self, ArchiveError, Outgoing};
 use crate::spool::tools::{Progress, Reader, ToolError, Verdict, compact, restore, verify};
 use crate::spool::{Action, Entry};
@@ -159,13 +160,13 @@ async fn compact_keeps_every_message_as_it_is_and_gives_the_room_back() {
     }
     let now = NOON.after(LEASE);
     let (mut kept, later) = (0, now.after(LEASE));
-    for claim in log.claim(now, 400, LEASE).await.unwrap() {
+    for claim in log.claim(Room::ENTRY, now, 400, LEASE).await.unwrap() {
         let n = kept % 40;
         kept += 1;
         let settlement = match (n, claim.message.id == big) {
             (_, true) | (1, _) => Settlement::Deferred(later),
             (2, _) => Settlement::Dead,
-            (3, _) => Settlement::Released(NOON),
+            (3, _) => Settlement::Released(Room::ENTRY, NOON),
             _ => Settlement::Finished,
         };
         log.settle(&claim, settlement).await.unwrap();
@@ -198,7 +199,7 @@ async fn compact_stops_at_what_it_cannot_read_and_loses_nothing() {
         put(&log, n, &[b'x'; 3000]).await.unwrap();
     }
     let now = NOON.after(LEASE);
-    for claim in log.claim(now, 100, LEASE).await.unwrap() {
+    for claim in log.claim(Room::ENTRY, now, 100, LEASE).await.unwrap() {
         if claim.message.id != first {
             log.settle(&claim, Settlement::Finished).await.unwrap();
         }
@@ -258,11 +259,11 @@ async fn what_is_exported_is_imported_as_it_was_but_for_its_id() {
         draft.commit(rich(id, n as u64)).await.unwrap();
     }
     let now = NOON.after(LEASE);
-    let mut claims = log.claim(now, 3, LEASE).await.unwrap();
+    let mut claims = log.claim(Room::ENTRY, now, 3, LEASE).await.unwrap();
     log.settle(&claims.remove(0), Settlement::Deferred(now.after(LEASE))).await.unwrap();
     log.settle(&claims.remove(0), Settlement::Dead).await.unwrap();
     let held = claims.remove(0);
-    log.settle(&held, Settlement::Released(NOON)).await.unwrap();
+    log.settle(&held, Settlement::Released(Room::ENTRY, NOON)).await.unwrap();
     log.act(held.message.id, Action::Hold, now).await.unwrap();
     drop(log);
     let before = everything(dir.path()).await;

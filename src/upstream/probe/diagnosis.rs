@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn a_refused_password_is_described_and_not_shown() {
         let password = Secret::new("hunter2\n".into());
-        let credentials = Credentials { username: "relay".into(), password, version: 1 };
+        let credentials = Credentials::new("relay".into(), password, 1);
         let settings = Settings::new("core", "core", 587, "gate");
         let context = Context {
             settings: &settings,

@@ -8,7 +8,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_795_252_321_431);
 
 fn login() -> Arc<Credentials> {
     let password = Secret::new("secret".into());
-    Arc::new(Credentials { username: "relay".into(), password, version: 1 })
+    Arc::new(Credentials::new("relay".into(), password, 1))
 }
 
 fn submission(fake: &Fake, pem: &Pem) -> Settings {

@@ -6,7 +6,9 @@
 //! (`smtpd_delay_reject`). Only a verdict about the sender, the recipient or the content bounces.
 
 use super::error::{Cause, Problem};
-use crate::mail::{Blame, EnhancedStatus, Failure, Handoff, RecipientOutcome, Reply, Stage};
+use crate::mail::{
+    Blame, EnhancedStatus, Failure, Handoff, RecipientOutcome, Remedy, Reply, Stage,
+};
 
 /// What a 4xx or 5xx reply at a stage means for the recipients it concerns.
 pub(crate) fn refusal(stage: Stage, reply: &Reply) -> RecipientOutcome {
@@ -20,6 +22,7 @@ pub(crate) fn refusal(stage: Stage, reply: &Reply) -> RecipientOutcome {
         stage,
         blame,
         handoff: Handoff::NotSent,
+        remedy: remedy(stage, reply),
         reply: Some(brief(reply)),
         status: reply.status().unwrap_or_else(|| EnhancedStatus::new(class, 0, 0)),
         detail: String::new(),
@@ -48,6 +51,7 @@ pub(crate) fn lost(problem: &Problem, handoff: Handoff) -> RecipientOutcome {
         stage: *stage,
         blame,
         handoff,
+        remedy: cause.reply().map_or_else(Remedy::default, |reply| remedy(*stage, reply)),
         status: status.unwrap_or_else(|| status_of(*stage, cause)),
         detail: if reply.is_some() { String::new() } else { cut(cause.to_string()) },
         reply,
@@ -58,10 +62,25 @@ pub(crate) fn lost(problem: &Problem, handoff: Handoff) -> RecipientOutcome {
     }
 }
 
+/// What mends a refusal: a login refused for good is not asked for again with the same password, or
+/// the account would be locked (RFC 4954 section 6).
+const fn remedy(stage: Stage, reply: &Reply) -> Remedy {
+    if matches!(stage, Stage::Auth) && reply.is_permanent() { Remedy::Secret } else { Remedy::Time }
+}
+
 /// The upstream was not asked, for it does not offer what the message needs.
 pub(crate) fn unsuited(stage: Stage, status: EnhancedStatus, detail: String) -> RecipientOutcome {
     let (blame, handoff) = (Blame::Message, Handoff::NotSent);
-    RecipientOutcome::Bounced(Failure { stage, blame, handoff, reply: None, status, detail })
+    let remedy = Remedy::Time;
+    RecipientOutcome::Bounced(Failure {
+        stage,
+        blame,
+        handoff,
+        remedy,
+        reply: None,
+        status,
+        detail,
+    })
 }
 
 /// The most octets of a reply's text that are kept with a recipient; the spool stores them.

@@ -69,6 +69,9 @@ pub(crate) enum Cause {
     /// No mechanism of ours is offered; the names of theirs.
     #[error("no usable AUTH mechanism offered (offered: {})", list(.0))]
     NoMechanism(Vec<String>),
+    /// Our own side would not let the content go.
+    #[error("{0}")]
+    NoLeave(String),
     /// The stored message cannot be sent as it is.
     #[error("the stored message has a bare CR or LF")]
     BareNewline,

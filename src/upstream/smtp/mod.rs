@@ -33,7 +33,7 @@ pub(crate) use connect::{Connection, Connector, Observer, Seen};
 pub(crate) use error::{Cause, Problem};
 pub use settings::{Mechanism, PoolSettings, Settings, SettingsError, Timeouts, TlsMode, Verify};
 
-use super::Upstream;
+use super::{Leaving, Standing, Upstream};
 use crate::mail::{Body, Envelope, Handoff, Outcome, RecipientOutcome, Stage};
 use crate::secret::Credentials;
 use pool::Pool;
@@ -65,7 +65,13 @@ impl SmtpUpstream {
 
     /// One attempt: over an idle connection if there is one, and should that turn out to be dead,
     /// over a fresh one.
-    async fn attempt(&self, envelope: &Envelope, body: &Body, deadline: Instant) -> Outcome {
+    async fn attempt(
+        &self,
+        envelope: &Envelope,
+        body: &Body,
+        leaving: &dyn Leaving,
+        deadline: Instant,
+    ) -> Outcome {
         let timeouts = &self.connector.settings().timeouts;
         let mut trace = Trace::new(&self.connector);
         let Some(_place) = self.pool.place(deadline).await else {
@@ -77,7 +83,7 @@ impl SmtpUpstream {
         if let Some(mut connection) = self.pool.take(version) {
             trace.using(&connection);
             connection.dialogue.set_deadline(deadline);
-            let finished = transact(&mut connection, envelope, body, timeouts).await;
+            let finished = transact(&mut connection, envelope, body, leaving, timeouts).await;
             if finished.condition != Condition::Stale {
                 return self.done(connection, finished, trace);
             }
@@ -85,7 +91,7 @@ impl SmtpUpstream {
         match self.connector.open(credentials, deadline, &mut trace).await {
             Ok(mut connection) => {
                 trace.using(&connection);
-                let finished = transact(&mut connection, envelope, body, timeouts).await;
+                let finished = transact(&mut connection, envelope, body, leaving, timeouts).await;
                 self.done(connection, finished, trace)
             }
             Err(problem) => trace.failed(envelope, &problem),
@@ -113,13 +119,24 @@ impl Upstream for SmtpUpstream {
         &self.connector.settings().name
     }
 
+    fn standing(&self) -> Standing {
+        let credentials = self.credentials.borrow();
+        let lacking = self.connector.settings().auth_required && credentials.is_none();
+        Standing {
+            wanting: lacking.then(|| "no credentials yet".to_owned()),
+            secret: credentials.as_ref().map_or(0, |c| c.version),
+            ..Standing::default()
+        }
+    }
+
     async fn deliver(
         &self,
         envelope: &Envelope,
         body: &Body,
+        leaving: &dyn Leaving,
         deadline: std::time::Instant,
     ) -> Outcome {
-        self.attempt(envelope, body, Instant::from_std(deadline)).await
+        self.attempt(envelope, body, leaving, Instant::from_std(deadline)).await
     }
 }
 

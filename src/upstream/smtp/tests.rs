@@ -10,6 +10,7 @@ use crate::mail::{
     Blame, BodyKind, Failure, ForwardPath, Mailbox, Notify, Recipient, Ret, ReversePath,
 };
 use crate::secret::Secret;
+use crate::upstream::Free;
 
 const ALL: &[&str] = &["PIPELINING", "SIZE 10000", "8BITMIME", "DSN", "SMTPUTF8"];
 const TEXT: &str = "Subject: x\r\n\r\n.dot\r\nend\r\n";
@@ -28,7 +29,7 @@ fn envelope(recipients: &[&str]) -> Envelope {
 
 fn login(version: u64) -> Arc<Credentials> {
     let password = Secret::new("secret".into());
-    Arc::new(Credentials { username: "relay".into(), password, version })
+    Arc::new(Credentials::new("relay".into(), password, version))
 }
 
 fn upstream(settings: Settings) -> SmtpUpstream {
@@ -38,7 +39,7 @@ fn upstream(settings: Settings) -> SmtpUpstream {
 async fn send(upstream: &SmtpUpstream, envelope: &Envelope) -> Outcome {
     let body = Body::Memory(TEXT.into());
     let deadline = Instant::now() + Duration::from_secs(30);
-    upstream.deliver(envelope, &body, deadline.into_std()).await
+    upstream.deliver(envelope, &body, &Free, deadline.into_std()).await
 }
 
 async fn send_one(settings: Settings) -> RecipientOutcome {
@@ -343,7 +344,7 @@ async fn a_place_in_the_pool_is_waited_for_no_longer_than_the_deadline() {
     }
     let body = Body::Memory(TEXT.into());
     let soon = (Instant::now() + Duration::from_millis(50)).into_std();
-    let outcome = upstream.deliver(&envelope(&["y@b.example"]), &body, soon).await;
+    let outcome = upstream.deliver(&envelope(&["y@b.example"]), &body, &Free, soon).await;
     let failure = deferred(&outcome.recipients[0]);
     assert_eq!((failure.stage, failure.blame), (Stage::Pool, Blame::Local));
     busy.abort();
@@ -362,7 +363,7 @@ async fn a_body_that_cannot_be_read_is_never_ended() {
     let deadline = (Instant::now() + Duration::from_secs(30)).into_std();
     let stored = Body::Stored { source: Arc::new(Broken), len: 100 };
     for (body, stage) in [(stored, Stage::Storage), (Body::Memory("a\nb".into()), Stage::Data)] {
-        let outcome = upstream.deliver(&envelope(&["x@b.example"]), &body, deadline).await;
+        let outcome = upstream.deliver(&envelope(&["x@b.example"]), &body, &Free, deadline).await;
         let failure = deferred(&outcome.recipients[0]);
         assert_eq!((failure.stage, failure.blame), (stage, Blame::Local));
     }
@@ -378,7 +379,8 @@ async fn a_large_body_arrives_whole() {
     settings.timeouts.data = Duration::from_secs(20);
     let deadline = (Instant::now() + Duration::from_secs(30)).into_std();
     let body = Body::Memory(text.clone().into());
-    let outcome = upstream(settings).deliver(&envelope(&["x@b.example"]), &body, deadline).await;
+    let outcome =
+        upstream(settings).deliver(&envelope(&["x@b.example"]), &body, &Free, deadline).await;
     assert!(is_sent(&outcome.recipients[0]));
     let unstuffed = fake.log().messages[0].replace("\r\n..", "\r\n.") + "\r\n";
     assert!(unstuffed == text, "{} octets", unstuffed.len());

@@ -15,6 +15,7 @@ use crate::mail::{
     Ret, Stage,
 };
 use crate::smtp::stuff::Stuffer;
+use crate::upstream::Leaving;
 
 /// Commands sent without waiting for replies. Their replies must fit the socket buffers of both
 /// sides, or two peers that only write would wait for each other for ever.
@@ -50,6 +51,7 @@ pub(crate) async fn transact(
     connection: &mut Connection,
     envelope: &Envelope,
     body: &Body,
+    leaving: &dyn Leaving,
     timeouts: &Timeouts,
 ) -> Finished {
     if let Some(refused) = missing(&connection.capabilities, envelope, body.len()) {
@@ -62,6 +64,7 @@ pub(crate) async fn transact(
         connection,
         envelope,
         body,
+        leaving,
         timeouts,
         verdicts,
         mail_refused: false,
@@ -127,6 +130,7 @@ struct Transaction<'a> {
     connection: &'a mut Connection,
     envelope: &'a Envelope,
     body: &'a Body,
+    leaving: &'a dyn Leaving,
     timeouts: &'a Timeouts,
     /// `None` as long as a recipient is not refused.
     verdicts: Vec<Option<RecipientOutcome>>,
@@ -226,6 +230,8 @@ impl Transaction<'_> {
 
     /// The content and the final dot; the reply to it.
     async fn content(&mut self) -> Result<Reply, Break> {
+        let leave = self.leaving.content_leaves().await;
+        leave.map_err(|why| Cause::NoLeave(why).at(Stage::Storage))?;
         let (mut stuffer, mut out, mut offset) = (Stuffer::default(), Vec::new(), 0);
         let limit = self.timeouts.data;
         loop {

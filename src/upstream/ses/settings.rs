@@ -1,0 +1,53 @@
+//! What the configuration says about an SES upstream.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::routing::Pattern;
+
+/// One account and region of Amazon SES.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Settings {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The region, as `eu-west-1`; without one the secret's, and then the AWS chain's.
+    pub region: Option<String>,
+    /// Another place than the region's own: an emulator, a VPC endpoint. `http` or `https`.
+    pub endpoint: Option<String>,
+    /// Whether the credentials come from a secret of ours; else from the AWS default chain.
+    pub secret: bool,
+    /// Authorities beside the system's, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The configuration set to send with.
+    pub configuration_set: Option<String>,
+    /// Tags on every message, beside the queue id and the attempt.
+    pub tags: Vec<(String, String)>,
+    /// Where bounces go instead of the From address; must be verified.
+    pub feedback_address: Option<String>,
+    /// Which senders it may send for.
+    pub sender: SenderPolicy,
+    /// Keep the message's own DKIM-Signature. SES changes Date and Message-ID, so it seldom verifies.
+    pub keep_dkim: bool,
+    /// Octets of a message before base64.
+    pub max_size: u64,
+    /// Recipients of the day's quota that are left to others.
+    pub day_reserve: u64,
+    /// Requests at once.
+    pub max_connections: usize,
+    /// The limit for a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// The limit for a whole request.
+    pub request_timeout: Duration,
+    /// How often the account is asked for its quota. At least a minute but in tests.
+    pub account_every: Duration,
+}
+
+/// Which senders an upstream may send for: it refuses identities that are not verified there.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SenderPolicy {
+    /// The identities it may send for; empty: all.
+    pub allowed: Vec<Pattern>,
+    /// Put in place of a From that is not allowed, whose address then goes to Reply-To. Without one
+    /// such a message is not for this upstream.
+    pub default: Option<String>,
+}
