@@ -11,7 +11,7 @@ use std::time::Duration;
 use metrics::{Label, counter, histogram};
 use tracing::{debug, error, info, warn};
 
-use crate::mail::{Failure, Message, Outcome, QueueId, RecipientOutcome, Reply};
+use crate::mail::{Message, Outcome, QueueId, RecipientOutcome, Reply};
 
 /// Makes every counter that these names lead to exist, at zero: a counter that appears with its
 /// first event hides that event from `rate()`.
@@ -167,7 +167,9 @@ pub struct Delivery<'a> {
     pub route: &'a str,
     /// The upstream's name.
     pub upstream: &'a str,
-    /// What came of it, for the recipients that were pending.
+    /// The recipients it was for, by their places in the envelope.
+    pub places: &'a [usize],
+    /// What came of it, for each of them.
     pub outcome: &'a Outcome,
     /// From acceptance to now.
     pub delay: Duration,
@@ -177,8 +179,8 @@ impl Delivery<'_> {
     /// Logs it.
     pub fn emit(&self) {
         let m = self.message;
-        let pending = m.recipients().filter(|(_, s)| s.is_pending());
-        for ((recipient, _), outcome) in pending.zip(&self.outcome.recipients) {
+        let tried = self.places.iter().filter_map(|place| m.envelope.recipients.get(*place));
+        for (recipient, outcome) in tried.zip(&self.outcome.recipients) {
             let (status, dsn, reply) = match outcome {
                 RecipientOutcome::Sent { reply } => ("sent", reply.status(), reply.to_string()),
                 RecipientOutcome::Deferred(f) => ("deferred", Some(f.status), f.to_string()),
@@ -352,15 +354,15 @@ impl SpoolOpened<'_> {
     }
 }
 
-/// A breaker changed its state.
+/// An upstream's breaker changed its state.
 #[derive(Debug)]
 pub struct BreakerChanged<'a> {
     /// The upstream's name.
     pub upstream: &'a str,
-    /// Its new state: closed, open or half-open.
+    /// Its new state: closed, open, half-open, held, paused or waiting.
     pub to: &'a str,
-    /// The failure that opened it; `None` when it did not open.
-    pub reason: Option<&'a Failure>,
+    /// Why it takes nothing; `None` when it is well.
+    pub reason: Option<&'a str>,
 }
 
 impl BreakerChanged<'_> {
@@ -370,16 +372,31 @@ impl BreakerChanged<'_> {
         let labels = [("upstream", *upstream), ("to", *to)];
         count("postgate_upstream_breaker_transitions_total", &labels);
         if let Some(reason) = reason {
-            warn!(
-                event = "breaker",
-                upstream,
-                to,
-                reason = reason.to_string(),
-                "upstream failed; breaker opened"
-            );
+            warn!(event = "breaker", upstream, to, reason, "upstream takes no mail");
         } else {
             info!(event = "breaker", upstream, to, "breaker changed");
         }
+    }
+}
+
+/// The mail of a route goes another way now.
+#[derive(Debug)]
+pub struct RouteSwitched<'a> {
+    /// The route's name.
+    pub route: &'a str,
+    /// The upstream it went to; `None`: nowhere.
+    pub from: Option<&'a str>,
+    /// The upstream it goes to now; `None`: nowhere, it waits.
+    pub to: Option<&'a str>,
+}
+
+impl RouteSwitched<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let (from, to) = (self.from.unwrap_or("none"), self.to.unwrap_or("none"));
+        let labels = [("route", self.route), ("from", from), ("to", to)];
+        count("postgate_route_switches_total", &labels);
+        warn!(event = "route", route = self.route, from, to, "mail goes another way");
     }
 }
 

@@ -11,12 +11,11 @@ use super::reload::Live;
 use crate::admin::Probes;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config, UpstreamKind};
-use crate::delivery::{self, Lane};
+use crate::delivery::{self, Lane, Limits as LaneLimits, Plan};
 use crate::event;
 use crate::mail::header;
-use crate::policy::Breaker;
 use crate::policy::admission::Limits;
-use crate::policy::breaker::State;
+use crate::policy::routing::{Match, Route, Unconfirmed};
 use crate::secret::Credentials;
 use crate::server::{self, Policy};
 use crate::smtp;
@@ -110,7 +109,7 @@ pub(super) fn policy(config: &Config, started: &Config) -> Result<Policy, BuildE
 }
 
 /// Where mail goes: the first upstream of the one route.
-pub(super) fn lane(config: &Config, login: Option<Credentials>) -> Result<Lane, BuildError> {
+pub(super) fn plan(config: &Config, login: Option<Credentials>) -> Result<Plan, BuildError> {
     let (route, upstream) = destination(config)?;
     let name = &upstream.name;
     let (upstream, capacity): (Arc<dyn Upstream>, usize) = match &upstream.kind {
@@ -127,10 +126,19 @@ pub(super) fn lane(config: &Config, login: Option<Credentials>) -> Result<Lane, 
             (Arc::new(maildir), MAILDIR_CAPACITY)
         }
     };
-    Ok(Lane::new(route.name.clone(), upstream, capacity, Breaker::new(config.breaker)))
+    let limits = LaneLimits { capacity, rate: None, breaker: config.breaker, rules: None };
+    let lane = Lane::new(upstream, limits, Box::new(|| {}), SystemClock.wall());
+    let route = Route {
+        name: route.name.clone(),
+        when: Match::default(),
+        upstreams: vec![name.clone()],
+        unconfirmed: Unconfirmed::Retry,
+        classes: Vec::new(),
+    };
+    Plan::new(delivery(config), vec![route], vec![Arc::new(lane)]).map_err(|_| BuildError::NoRoute)
 }
 
-/// The credentials for [`lane`], where it needs some.
+/// The credentials for [`plan`], where it needs some.
 pub(super) fn login(config: &Config) -> Result<Option<Credentials>, BuildError> {
     let (_, upstream) = destination(config)?;
     let UpstreamKind::Smtp(smtp) = &upstream.kind else { return Ok(None) };
@@ -159,17 +167,21 @@ pub(super) fn status(
     spool: Arc<dyn Spool>,
     clock: Arc<dyn Clock>,
 ) -> Arc<dyn Fn() -> serde_json::Value + Send + Sync> {
-    let lane = Arc::clone(&live.lane);
+    let plan = Arc::clone(&live.plan);
     let policy = Arc::clone(&live.policy);
     let dropped = live.telemetry.dropped();
     let since = clock.wall();
     Arc::new(move || {
-        let lane = lane.load();
-        let now = clock.now();
-        let state = lane.state(now);
-        let rests = match state {
-            State::Open { until } => Some(until.saturating_duration_since(now).as_secs()),
-            State::Closed | State::HalfOpen | State::Held | State::Paused => None,
+        let plan = plan.load();
+        let (now, wall) = (clock.now(), clock.wall());
+        let upstream = |lane: &Arc<Lane>| {
+            let view = lane.view(now, wall);
+            json!({
+                "name": lane.name(),
+                "breaker": view.condition.word,
+                "rests_for_seconds": view.rests_for.map(|d| d.as_secs()),
+                "last_failure": view.last_failure,
+            })
         };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -179,13 +191,7 @@ pub(super) fn status(
             "refusal": spool.refusal().map(|e| e.to_string()),
             "queue": spool.stats(),
             "log_lines_dropped": dropped.dropped_lines(),
-            "upstreams": [{
-                "name": lane.upstream.name(),
-                "route": lane.route,
-                "breaker": state.word(),
-                "rests_for_seconds": rests,
-                "last_failure": lane.last_failure(),
-            }],
+            "upstreams": plan.lanes().iter().map(upstream).collect::<Vec<_>>(),
         })
     })
 }
@@ -193,16 +199,21 @@ pub(super) fn status(
 /// What Prometheus and probes are shown.
 pub(super) fn probes(live: &Live, spool: Arc<dyn Spool>) -> Probes {
     let listeners: Vec<&str> = live.config.listeners.iter().map(|l| l.name.as_str()).collect();
-    let lane = live.lane.load();
-    event::start_counting(&listeners, &lane.route, lane.upstream.name());
+    let plan = live.plan.load();
+    for (route, lanes) in plan.routes() {
+        for lane in lanes {
+            event::start_counting(&listeners, &route.name, lane.name());
+        }
+    }
     let (numbers, dropped) = (live.telemetry.numbers(), live.telemetry.dropped());
-    let (lane, for_refusal) = (Arc::clone(&live.lane), Arc::clone(&spool));
+    let (plan, for_refusal) = (Arc::clone(&live.plan), Arc::clone(&spool));
     Probes {
         metrics: Arc::new(move || {
-            let lane = lane.load();
-            let state = lane.state(SystemClock.now()).word();
             let lost = u64::try_from(dropped.dropped_lines()).unwrap_or(u64::MAX);
-            gauges(&spool.stats(), lane.upstream.name(), state, lost);
+            for lane in plan.load().lanes() {
+                let view = lane.view(SystemClock.now(), SystemClock.wall());
+                gauges(&spool.stats(), lane.name(), view.condition.word, lost);
+            }
             numbers()
         }),
         refusal: Arc::new(move || for_refusal.refusal().map(|e| e.to_string())),

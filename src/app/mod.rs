@@ -143,14 +143,13 @@ impl Daemon {
             close.clone(),
             drain,
         ));
-        let scheduler = Scheduler {
-            spool: Arc::clone(&spool),
-            lease: delivery::LEASE,
-            clock: Arc::clone(&clock),
-            lane: Arc::clone(&live.lane),
-            settings: Arc::clone(&live.delivery),
-            reloaded: Arc::clone(&live.reloaded),
-        };
+        let scheduler = Scheduler::new(
+            Arc::clone(&spool),
+            delivery::LEASE,
+            Arc::clone(&clock),
+            Arc::clone(&live.plan),
+            Arc::clone(&live.wake),
+        );
         let delivering = tokio::spawn(scheduler.run(halt.clone(), drain));
         let (reload, reloads) = mpsc::channel(1);
         let handles = admin::Handles {

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::build::{self, BuildError};
 use crate::config::{self, Config};
-use crate::delivery::{self, Lane};
+use crate::delivery::Plan;
 use crate::event;
 use crate::server::Policy;
 use crate::telemetry::Telemetry;
@@ -19,12 +19,10 @@ pub(super) struct Live {
     pub(super) config: Config,
     /// Who may send, and what.
     pub(super) policy: Arc<ArcSwap<Policy>>,
-    /// Where mail goes.
-    pub(super) lane: Arc<ArcSwap<Lane>>,
-    /// How it is sent.
-    pub(super) delivery: Arc<ArcSwap<delivery::Settings>>,
-    /// Wakes who sends it, after a swap.
-    pub(super) reloaded: Arc<Notify>,
+    /// Where mail goes, and how it is sent.
+    pub(super) plan: Arc<ArcSwap<Plan>>,
+    /// Wakes who sends it.
+    pub(super) wake: Arc<Notify>,
     /// The configuration the daemon was started with: what cannot be changed is still as it says.
     started: Config,
     path: PathBuf,
@@ -44,9 +42,8 @@ impl Live {
         });
         Ok(Self {
             policy: Arc::new(ArcSwap::from_pointee(build::policy(&config, &config)?)),
-            lane: Arc::new(ArcSwap::from_pointee(build::lane(&config, login)?)),
-            delivery: Arc::new(ArcSwap::from_pointee(build::delivery(&config))),
-            reloaded: Arc::default(),
+            plan: Arc::new(ArcSwap::from_pointee(build::plan(&config, login)?)),
+            wake: Arc::default(),
             started: config.clone(),
             config,
             path: path.into(),
@@ -60,13 +57,11 @@ impl Live {
             .map_err(|report| report.to_string())?;
         let policy = build::policy(&config, &self.started).map_err(|e| e.to_string())?;
         let login = build::login(&config).map_err(|e| e.to_string())?;
-        let lane = build::lane(&config, login).map_err(|e| e.to_string())?;
-        let delivery = build::delivery(&config);
+        let plan = build::plan(&config, login).map_err(|e| e.to_string())?;
         // From here on nothing can fail.
         self.policy.store(Arc::new(policy));
-        self.lane.store(Arc::new(lane));
-        self.delivery.store(Arc::new(delivery));
-        self.reloaded.notify_one();
+        self.plan.store(Arc::new(plan));
+        self.wake.notify_one();
         self.telemetry.set_level(config.log.level);
         self.config = config;
         let mut answer = String::from("reloaded");

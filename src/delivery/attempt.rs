@@ -1,60 +1,70 @@
-//! One claim, from taking the body to settling what came of it.
+//! One claim, from the decision to settling what came of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+
+use super::plan::{Plan, Way};
 use super::{ATTEMPT_MAX, Lane, Settings};
 use crate::clock::{Clock, Timestamp};
 use crate::event;
 use crate::mail::{
-    Blame, EnhancedStatus, Failure, Handoff, Message, Outcome, QueueId, RecipientOutcome, Remedy,
-    Stage,
+    Blame, EnhancedStatus, Failure, Handoff, Message, Outcome, QueueId, RecipientOutcome,
+    RecipientStatus, Remedy, Stage,
 };
 use crate::spool::{Claim, Settlement, Spool, SpoolError};
-use crate::upstream::Free;
+use crate::upstream::Leaving;
 
 /// The pause before a settlement that the spool could not write is tried again.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
+
+/// The longest pause of a message after a failure that was the upstream's: whether to ask that one
+/// again is for its breaker to say, and where there is little mail it must soon hear enough failures.
+const ROUTE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What an attempt works with.
 pub(super) struct Attempt {
     pub(super) spool: Arc<dyn Spool>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) plan: Arc<Plan>,
     pub(super) lane: Arc<Lane>,
-    pub(super) settings: Settings,
+    pub(super) way: Way,
 }
 
 impl Attempt {
-    /// Delivers the claimed message and settles the claim.
+    /// Delivers the claimed message to the recipients of the way and settles the claim.
     pub(super) async fn run(self, mut claim: Claim) {
+        // What is refused with these credentials says nothing of others.
+        let secret = self.lane.upstream.standing().secret;
         let outcome = self.deliver(&claim).await;
-        let places: Vec<usize> = claim.message.pending().collect();
-        self.lane.heard(&outcome, self.clock.now());
         let now = self.clock.wall();
-        let upstream = self.lane.upstream.name();
+        self.lane.heard(&outcome, secret, self.clock.now(), now);
         event::Delivery {
             message: &claim.message,
-            route: &self.lane.route,
-            upstream,
+            places: &self.way.places,
+            route: self.plan.route(self.way.route).map_or("", |route| &route.name),
+            upstream: self.lane.name(),
             outcome: &outcome,
             delay: now.since(claim.message.received),
         }
         .emit();
-        claim.message.record((upstream, true), &places, &outcome, now);
-        let settlement = settlement(&mut claim.message, &self.settings, now, self.clock.chance());
-        self.settle(&claim, settlement).await;
-        if settlement == Settlement::Dead {
-            event::Dead { message: &claim.message }.emit();
-        }
+        let by = (self.lane.name(), self.plan.is_authoritative(&self.way));
+        claim.message.record(by, &self.way.places, &outcome, now);
+        let settings = &self.plan.settings;
+        let pause = pause(&outcome, &claim.message, settings, self.clock.chance());
+        rest(&mut claim.message, &self.way.places, now.after(pause), now);
+        let settlement = settlement(&mut claim.message, settings, now);
+        settle(&*self.spool, &claim, settlement).await;
     }
 
     async fn deliver(&self, claim: &Claim) -> Outcome {
-        let places: Vec<usize> = claim.message.pending().collect();
-        let envelope = claim.message.envelope_for(&places);
+        let envelope = claim.message.envelope_for(&self.way.places);
         match self.spool.body(claim).await {
             Ok(body) => {
                 let deadline = self.clock.now() + ATTEMPT_MAX;
-                self.lane.upstream.deliver(&envelope, &body, &Free, deadline).await
+                let leaving = Departure { attempt: self, claim };
+                self.lane.upstream.deliver(&envelope, &body, &leaving, deadline).await
             }
             Err(error) => {
                 event::SpoolFailed { queue_id: Some(claim.message.id), error: &error }.emit();
@@ -62,19 +72,47 @@ impl Attempt {
             }
         }
     }
+}
 
-    /// Writes the settlement down, again and again if need be: what was delivered and is not
-    /// written down would be delivered twice. Attempts that wait here hold their places, so a disk
-    /// that takes no more settlements stops delivery by itself.
-    async fn settle(&self, claim: &Claim, settlement: Settlement) {
-        let id: QueueId = claim.message.id;
-        while let Err(error) = self.spool.settle(claim, settlement).await {
-            event::SpoolFailed { queue_id: Some(id), error: &error }.emit();
-            match error {
-                SpoolError::Stale(_) | SpoolError::NotFound(_) | SpoolError::Closed => return,
-                _ => tokio::time::sleep(SETTLE_AGAIN).await,
+/// The moment before the content leaves: where it matters, the disk learns first who may have it.
+struct Departure<'a> {
+    attempt: &'a Attempt,
+    claim: &'a Claim,
+}
+
+#[async_trait]
+impl Leaving for Departure<'_> {
+    async fn content_leaves(&self) -> Result<(), String> {
+        let Attempt { plan, way, spool, lane, .. } = self.attempt;
+        if !plan.is_noted(way) {
+            return Ok(());
+        }
+        let mut message = self.claim.message.clone();
+        for place in &way.places {
+            if let Some(status) = message.status.get_mut(*place) {
+                let upstream = lane.name().to_owned();
+                *status = RecipientStatus::Unconfirmed { upstream, failure: interrupted() };
             }
         }
+        let id = message.id;
+        let noted = spool.note(&Claim { message, epoch: self.claim.epoch }).await;
+        noted.map_err(|error| {
+            event::SpoolFailed { queue_id: Some(id), error: &error }.emit();
+            error.to_string()
+        })
+    }
+}
+
+/// What is on the disk of an attempt that never came back.
+fn interrupted() -> Failure {
+    Failure {
+        stage: Stage::EndOfData,
+        blame: Blame::Local,
+        handoff: Handoff::Unknown,
+        remedy: Remedy::Time,
+        reply: None,
+        status: EnhancedStatus::new(4, 4, 2),
+        detail: "Postgate stopped during the attempt".into(),
     }
 }
 
@@ -93,22 +131,68 @@ fn unreadable(error: &SpoolError) -> RecipientOutcome {
     if damaged { RecipientOutcome::Bounced(failure) } else { RecipientOutcome::Deferred(failure) }
 }
 
+/// How long the recipients of an attempt are left alone.
+fn pause(outcome: &Outcome, message: &Message, settings: &Settings, chance: f64) -> Duration {
+    let theirs = outcome.recipients.iter().filter_map(RecipientOutcome::failure);
+    let routes_fault = |f: &Failure| f.blame == Blame::Upstream && f.handoff == Handoff::NotSent;
+    if theirs.clone().any(|f| !routes_fault(f)) || theirs.count() == 0 {
+        return settings.backoff.delay(message.deferrals, chance);
+    }
+    settings.backoff.delay(1, chance).min(ROUTE_AGAIN)
+}
+
+/// Lets the recipients that were tried rest, when others of the message have not been.
+fn rest(message: &mut Message, tried: &[usize], until: Timestamp, now: Timestamp) {
+    let pending: Vec<usize> = message.pending().collect();
+    message
+        .rests
+        .retain(|(place, until)| *until > now && pending.contains(place) && !tried.contains(place));
+    let rests = tried.iter().filter(|place| pending.contains(place)).map(|place| (*place, until));
+    message.rests.extend(rests);
+}
+
 /// What becomes of a message after an attempt.
-fn settlement(
-    message: &mut Message,
-    settings: &Settings,
-    now: Timestamp,
-    chance: f64,
-) -> Settlement {
-    if now.since(message.received) >= settings.max_age {
+fn settlement(message: &mut Message, settings: &Settings, now: Timestamp) -> Settlement {
+    expire(message, settings, now);
+    let due = message.pending().map(|place| message.rest(place)).min();
+    match due {
+        Some(due) => {
+            // Those that are due with the message need no note of it.
+            message.rests.retain(|(_, until)| *until > due);
+            Settlement::Deferred(due.max(now))
+        }
+        None => over(message),
+    }
+}
+
+/// What becomes of a message with nothing pending.
+pub(super) fn over(message: &Message) -> Settlement {
+    if message.has_failed() { Settlement::Dead } else { Settlement::Finished }
+}
+
+/// Gives up on what has waited for too long. Returns whether it has.
+pub(super) fn expire(message: &mut Message, settings: &Settings, now: Timestamp) -> bool {
+    let expired = now.since(message.received) >= settings.max_age;
+    if expired {
         message.expire();
     }
-    if message.is_pending() {
-        Settlement::Deferred(now.after(settings.backoff.delay(message.attempts, chance)))
-    } else if message.has_failed() {
-        Settlement::Dead
-    } else {
-        Settlement::Finished
+    expired
+}
+
+/// Writes the settlement down, again and again if need be: what was delivered and is not
+/// written down would be delivered twice. Attempts that wait here hold their places, so a disk
+/// that takes no more settlements stops delivery by itself.
+pub(super) async fn settle(spool: &dyn Spool, claim: &Claim, settlement: Settlement) {
+    let id: QueueId = claim.message.id;
+    while let Err(error) = spool.settle(claim, settlement).await {
+        event::SpoolFailed { queue_id: Some(id), error: &error }.emit();
+        match error {
+            SpoolError::Stale(_) | SpoolError::NotFound(_) | SpoolError::Closed => return,
+            _ => tokio::time::sleep(SETTLE_AGAIN).await,
+        }
+    }
+    if settlement == Settlement::Dead {
+        event::Dead { message: &claim.message }.emit();
     }
 }
 

@@ -1,19 +1,23 @@
-//! The sending side: takes what is due from the spool, hands it to an upstream, and settles it.
+//! The sending side: takes what is due from the spool, finds the upstream that may have it, hands it
+//! over, and settles what came of it.
 //!
-//! [`scheduler`] decides when and how many, [`lane`] is one upstream with its breaker, [`attempt`]
-//! is one claim from taking to settling. Nothing here knows how mail came in.
+//! A message's way through this module: [`scheduler`] claims it when there is room, [`plan`] decides
+//! for each recipient which upstream may have it now, [`lane`] is one upstream with its breaker, rate
+//! and places, [`attempt`] is one claim from the decision to the settlement. What cannot go now waits
+//! in the spool, in the room ([`rooms`]) of what it waits for. Nothing here knows how mail came in.
 
 pub mod attempt;
 pub mod lane;
+pub mod plan;
+pub mod rooms;
 pub mod scheduler;
-#[cfg(test)]
-mod tests;
 
 use std::time::Duration;
 
 use crate::policy::Backoff;
 
-pub use lane::Lane;
+pub use lane::{Lane, Limits};
+pub use plan::Plan;
 pub use scheduler::Scheduler;
 
 /// How mail is sent. Can be changed while running.

@@ -1,8 +1,10 @@
 //! When an attempt starts, and how many run at once.
 //!
-//! The active set is bounded: a message is claimed only when there is room for its attempt and the
-//! breaker admits it, so a dead upstream fills neither memory nor the set.
+//! The active set is bounded: messages are claimed only while an upstream has places for them, so a
+//! dead one fills neither memory nor the set. What was claimed and cannot go is put into the room of
+//! what it waits for, and is not looked at again before that is there.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +13,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::attempt::Attempt;
-use super::{Lane, Settings};
-use crate::clock::Clock;
+use super::attempt::{self, Attempt};
+use super::plan::{Decision, Offers, Plan};
+use super::rooms::{Rooms, Wants};
+use crate::clock::{Clock, Timestamp};
 use crate::event;
-use crate::policy::breaker::State;
-use crate::spool::Room;
-use crate::spool::Spool;
+use crate::spool::{Claim, Room, Settlement, Spool, SpoolError};
 
 /// The longest sleep: a wall clock that was set, or a machine that was suspended, is noticed by then.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
@@ -28,32 +29,61 @@ const TICK: Duration = Duration::from_millis(2);
 /// The pause after the spool failed to give out work.
 const CLAIM_AGAIN: Duration = Duration::from_secs(1);
 
+/// Messages that are looked at in one go, where priorities make it necessary to look at all.
+const LOOK: usize = 256;
+
+/// How often it is seen to that nothing waits in a room for longer than a message may wait.
+const EXPIRE_EVERY: Duration = Duration::from_mins(1);
+
 /// Delivers what is due until told to stop.
 pub struct Scheduler {
-    /// Where messages come from.
-    pub spool: Arc<dyn Spool>,
-    /// How long a claim holds.
-    pub lease: Duration,
-    /// Time and chance.
-    pub clock: Arc<dyn Clock>,
-    /// Where messages go; swapped by a reload.
-    pub lane: Arc<ArcSwap<Lane>>,
-    /// How; swapped by a reload.
-    pub settings: Arc<ArcSwap<Settings>>,
-    /// Told after a swap: the old lane may have been resting, and the new one is not.
-    pub reloaded: Arc<Notify>,
+    spool: Arc<dyn Spool>,
+    lease: Duration,
+    clock: Arc<dyn Clock>,
+    plan: Arc<ArcSwap<Plan>>,
+    wake: Arc<Notify>,
+    rooms: Rooms,
+    /// The plan the rooms are of.
+    current: Option<Arc<Plan>>,
+    /// Where mail of each route goes first now.
+    heads: HashMap<String, Option<String>>,
+    turn: usize,
+    expired: Option<Instant>,
 }
 
 impl Scheduler {
+    /// A scheduler for what is in `spool`; a claim holds for `lease`.
+    ///
+    /// `wake` is to be told when the plan was swapped, and when an upstream says something new of
+    /// itself: it may take mail now.
+    pub fn new(
+        spool: Arc<dyn Spool>,
+        lease: Duration,
+        clock: Arc<dyn Clock>,
+        plan: Arc<ArcSwap<Plan>>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        let (rooms, heads) = (Rooms::default(), HashMap::new());
+        let (current, turn, expired) = (None, 0, None);
+        Self { spool, lease, clock, plan, wake, rooms, current, heads, turn, expired }
+    }
+
     /// Runs until `shutdown`, then lets the attempts under way finish for as long as `drain`.
-    pub async fn run(self, shutdown: CancellationToken, drain: Duration) {
+    pub async fn run(mut self, shutdown: CancellationToken, drain: Duration) {
         let mut attempts = JoinSet::new();
+        let wake = Arc::clone(&self.wake);
         while !shutdown.is_cancelled() {
-            let pause = self.fill(&mut attempts).await;
+            let pause = match self.fill(&mut attempts).await {
+                Ok(pause) => pause.clamp(TICK, SLEEP_MAX),
+                Err(error) => {
+                    event::SpoolFailed { queue_id: None, error: &error }.emit();
+                    CLAIM_AGAIN
+                }
+            };
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = self.spool.wait() => {}
-                () = self.reloaded.notified() => {}
+                () = wake.notified() => {}
                 Some(_) = attempts.join_next() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -67,164 +97,176 @@ impl Scheduler {
 
     /// Starts as many attempts as there is room, admission and work for. Returns how long nothing
     /// will change by itself.
-    async fn fill(&self, attempts: &mut JoinSet<()>) -> Duration {
-        let lane = self.lane.load_full();
-        let settings = **self.settings.load();
-        let now = self.clock.now();
-        let room = lane.capacity.min(settings.max_active.max(1)).saturating_sub(attempts.len());
-        if room == 0 {
-            return SLEEP_MAX;
+    async fn fill(&mut self, attempts: &mut JoinSet<()>) -> Result<Duration, SpoolError> {
+        let plan = self.follow();
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let room = plan.settings.max_active.max(1).saturating_sub(attempts.len());
+        let offers = Offers::of(&plan, room, now, wall);
+        let mut round = Round { plan: &plan, offers, attempts, wall };
+        self.tell_heads(&plan, now);
+        self.expire(&mut round, now).await?;
+        let urgent = plan.has_priorities();
+        let sorted = !urgent || self.sort(&mut round).await?;
+        self.turn = self.turn.wrapping_add(1);
+        for (room, wants) in self.rooms.in_order(self.turn) {
+            self.serve(room, Some(&wants), &mut round).await?;
         }
-        let admitted = lane.admit(room, now);
-        if admitted == 0 {
-            return until_probe(lane.state(now), now);
+        if !urgent {
+            self.serve(Room::ENTRY, None, &mut round).await?;
         }
-        let claims =
-            match self.spool.claim(Room::ENTRY, self.clock.wall(), admitted, self.lease).await {
-                Ok(claims) => claims,
-                Err(error) => {
-                    lane.withdraw(admitted);
-                    event::SpoolFailed { queue_id: None, error: &error }.emit();
-                    return CLAIM_AGAIN;
-                }
-            };
-        lane.withdraw(admitted.saturating_sub(claims.len()));
-        let pause = if claims.len() < admitted { self.until_due().max(TICK) } else { SLEEP_MAX };
-        if !claims.is_empty() {
-            lane.started(now);
+        if !sorted {
+            return Ok(Duration::ZERO);
         }
-        for claim in claims {
-            let attempt = Attempt {
-                spool: Arc::clone(&self.spool),
-                clock: Arc::clone(&self.clock),
-                lane: Arc::clone(&lane),
-                settings,
-            };
-            attempts.spawn(attempt.run(claim));
-        }
-        pause
+        let lanes = plan.lanes().iter().filter_map(|lane| lane.wakes_in(now)).min();
+        // While nothing is offered, what falls due cannot go, and the end of an attempt wakes us.
+        let looks = urgent || round.places(None) > 0;
+        let due = looks.then(|| self.spool.next_due(Room::ENTRY)).flatten();
+        let due = due.map(|due| due.since(wall));
+        Ok(due.into_iter().chain(lanes).min().unwrap_or(SLEEP_MAX))
     }
 
-    fn until_due(&self) -> Duration {
-        let due = self.spool.next_due(Room::ENTRY).map(|due| due.since(self.clock.wall()));
-        due.map_or(SLEEP_MAX, |d| d.min(SLEEP_MAX))
-    }
-}
-
-/// How long the breaker will admit nothing.
-fn until_probe(state: State, now: Instant) -> Duration {
-    match state {
-        State::Open { until } => until.saturating_duration_since(now).min(SLEEP_MAX),
-        // A probe is under way; its end wakes the scheduler.
-        State::Closed | State::HalfOpen | State::Held | State::Paused => SLEEP_MAX,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::{ManualClock, Timestamp};
-    use crate::mail::{
-        Body, EnhancedStatus, Envelope, Message, Outcome, QueueState, RecipientOutcome, Reply,
-    };
-    use crate::policy::{Backoff, Breaker, breaker};
-    use crate::spool::MemorySpool;
-    use crate::upstream::{Leaving, Upstream};
-
-    /// Takes everything, and stops the scheduler with the first message.
-    struct Taker(CancellationToken);
-
-    #[async_trait::async_trait]
-    impl Upstream for Taker {
-        fn name(&self) -> &'static str {
-            "taker"
+    /// The plan in force. When it is another one, all that waits is looked at anew.
+    fn follow(&mut self) -> Arc<Plan> {
+        let plan = self.plan.load_full();
+        if !self.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &plan)) {
+            self.rooms.clear();
+            self.spool.regroup();
+            self.current = Some(Arc::clone(&plan));
         }
+        plan
+    }
 
-        async fn deliver(
-            &self,
-            envelope: &Envelope,
-            _: &Body,
-            _: &dyn Leaving,
-            _: Instant,
-        ) -> Outcome {
-            self.0.cancel();
-            let reply = Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok");
-            Outcome::all(envelope.recipients.len(), &RecipientOutcome::Sent { reply })
+    /// Starts what waits in a room, as long as there are places for it.
+    async fn serve(
+        &mut self,
+        room: Room,
+        wants: Option<&Wants>,
+        round: &mut Round<'_>,
+    ) -> Result<(), SpoolError> {
+        loop {
+            let places = round.places(wants);
+            if places == 0 {
+                return Ok(());
+            }
+            let claims = self.spool.claim(room, round.wall, places, self.lease).await?;
+            let mut moved = false;
+            for claim in claims {
+                moved |= self.start(claim, room, round).await;
+            }
+            // What came back to the room it was in would be claimed again and again.
+            if !moved {
+                return Ok(());
+            }
         }
     }
 
-    async fn spool_with(messages: usize, clock: &Arc<dyn Clock>) -> Arc<dyn Spool> {
-        let spool = MemorySpool::new(Arc::clone(clock));
-        for _ in 0..messages {
-            let draft = spool.draft().await.unwrap();
-            let message = Message::sample(draft.id(), clock.wall(), &["a@example.com"]);
-            draft.commit(message).await.unwrap();
-        }
-        Arc::new(spool)
-    }
-
-    /// A scheduler with `messages` due ones, and its spool.
-    async fn scheduler(
-        messages: usize,
-        shutdown: CancellationToken,
-    ) -> (Scheduler, Arc<dyn Spool>) {
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(Timestamp::from_millis(1)));
-        let spool = spool_with(messages, &clock).await;
-        let taker = Arc::new(Taker(shutdown));
-        let breaker = Breaker::new(breaker::Settings::default());
-        let second = Duration::from_secs(1);
-        let backoff = Backoff::try_new(second, 1.0, second, 0.0).unwrap();
-        let scheduler = Scheduler {
-            spool: Arc::clone(&spool),
-            lease: second,
-            clock,
-            lane: Arc::new(ArcSwap::from_pointee(Lane::new("r".into(), taker, 1, breaker))),
-            settings: Arc::new(ArcSwap::from_pointee(Settings {
-                max_active: 1,
-                backoff,
-                max_age: second,
-            })),
-            reloaded: Arc::default(),
+    /// Starts an attempt for a claimed message, or puts it where it is to wait. Returns whether it
+    /// is no longer where it was.
+    async fn start(&mut self, mut claim: Claim, from: Room, round: &mut Round<'_>) -> bool {
+        let way = match round.plan.decide(&mut claim.message, &round.offers, round.wall) {
+            Decision::Go(way) => way,
+            other => return self.put(claim, from, other, round).await,
         };
-        (scheduler, spool)
+        let Some(lane) = round.plan.lanes().get(way.lane).map(Arc::clone) else { return false };
+        round.offers.take(&way, self.clock.now());
+        let (spool, clock) = (Arc::clone(&self.spool), Arc::clone(&self.clock));
+        let attempt = Attempt { spool, clock, plan: Arc::clone(round.plan), lane, way };
+        round.attempts.spawn(attempt.run(claim));
+        true
     }
 
-    /// The states of `messages` due ones after a run; the first delivered one ends it.
-    async fn states_after(messages: usize, shutdown: CancellationToken) -> Vec<QueueState> {
-        let (scheduler, spool) = scheduler(messages, shutdown.clone()).await;
-        scheduler.run(shutdown, Duration::from_secs(1)).await;
-        spool.list(None, 10).await.unwrap().into_iter().map(|entry| entry.state).collect()
+    /// Puts a message that cannot go where it is to wait, or where it ends. Returns whether that is
+    /// not where it was.
+    async fn put(
+        &mut self,
+        mut claim: Claim,
+        from: Room,
+        decision: Decision,
+        round: &mut Round<'_>,
+    ) -> bool {
+        let over = attempt::expire(&mut claim.message, &round.plan.settings, round.wall);
+        let (room, due) = match decision {
+            Decision::Wait(wants) if !over => match self.rooms.of(&wants) {
+                // The oldest goes first when its time comes.
+                Some(room) => (room, claim.message.received),
+                None => (Room::ENTRY, round.wall.after(SLEEP_MAX)),
+            },
+            Decision::Later(due) if !over => (Room::ENTRY, due),
+            decision => {
+                let held = !over && decision == Decision::Hold;
+                let end = if held { Settlement::Held } else { attempt::over(&claim.message) };
+                let spool = Arc::clone(&self.spool);
+                round.attempts.spawn(async move { attempt::settle(&*spool, &claim, end).await });
+                return true;
+            }
+        };
+        attempt::settle(&*self.spool, &claim, Settlement::Released(room, due)).await;
+        room != from || due > round.wall
     }
 
-    #[tokio::test]
-    async fn nothing_is_begun_once_it_was_told_to_stop() {
-        let told = CancellationToken::new();
-        told.cancel();
-        assert_eq!(states_after(1, told).await, [QueueState::Incoming]);
+    /// Puts what is due into its rooms, so that the most urgent is known. Returns whether all was
+    /// looked at.
+    async fn sort(&mut self, round: &mut Round<'_>) -> Result<bool, SpoolError> {
+        let claims = self.spool.claim(Room::ENTRY, round.wall, LOOK, self.lease).await?;
+        let all = claims.len() < LOOK;
+        for mut claim in claims {
+            let decision = match round.plan.decide(&mut claim.message, &round.offers, round.wall) {
+                Decision::Go(_) => Decision::Wait(round.plan.wants(&claim.message, round.wall)),
+                other => other,
+            };
+            self.put(claim, Room::ENTRY, decision, round).await;
+        }
+        Ok(all)
     }
 
-    #[tokio::test]
-    async fn a_reload_wakes_it_though_the_old_lane_rests() {
-        let told = CancellationToken::new();
-        let (scheduler, spool) = scheduler(1, told.clone()).await;
-        let (lane, reloaded) = (Arc::clone(&scheduler.lane), Arc::clone(&scheduler.reloaded));
-        let mut resting = Breaker::new(breaker::Settings { failures: 1, ..Default::default() });
-        resting.failed(scheduler.clock.now(), None);
-        let fresh = lane.load_full();
-        lane.store(Arc::new(Lane::new("r".into(), Arc::clone(&fresh.upstream), 1, resting)));
-        let run = tokio::spawn(scheduler.run(told, Duration::from_secs(1)));
-        // On one thread: the scheduler has looked and waits when this goes on.
-        tokio::task::yield_now().await;
-        assert_eq!(spool.stats().incoming, 1);
-        lane.store(fresh);
-        reloaded.notify_one();
-        tokio::time::timeout(SLEEP_MAX / 2, run).await.unwrap().unwrap();
-        assert_eq!(spool.stats().messages(), 0);
+    /// Gives up on what has waited in a room for longer than a message may wait. The oldest of a
+    /// room comes first: when it is young enough, all are.
+    async fn expire(&mut self, round: &mut Round<'_>, now: Instant) -> Result<(), SpoolError> {
+        let recently = |at: Instant| now.saturating_duration_since(at) < EXPIRE_EVERY;
+        if self.expired.is_some_and(recently) {
+            return Ok(());
+        }
+        self.expired = Some(now);
+        for (room, wants) in self.rooms.in_order(0) {
+            let mut more = true;
+            while more {
+                more = false;
+                // Two: the oldest of those that were never tried, and of those that were.
+                for claim in self.spool.claim(room, round.wall, 2, self.lease).await? {
+                    more |= self.put(claim, room, Decision::Wait(wants.clone()), round).await;
+                }
+            }
+        }
+        Ok(())
     }
 
-    #[tokio::test]
-    async fn what_was_begun_is_finished_and_nothing_more() {
-        let left = states_after(3, CancellationToken::new()).await;
-        assert_eq!(left, [QueueState::Incoming; 2]);
+    /// Says so when the mail of a route goes another way than before.
+    fn tell_heads(&mut self, plan: &Plan, now: Instant) {
+        for (route, mut lanes) in plan.routes() {
+            let head = lanes.find(|lane| lane.is_well(now)).map(|lane| lane.name().to_owned());
+            let before = self.heads.insert(route.name.clone(), head.clone());
+            let first = || route.upstreams.first().cloned();
+            let before = before.unwrap_or_else(first);
+            if before != head {
+                let (from, to) = (before.as_deref(), head.as_deref());
+                event::RouteSwitched { route: &route.name, from, to }.emit();
+            }
+        }
+    }
+}
+
+/// What one look at the queue works with.
+struct Round<'a> {
+    plan: &'a Arc<Plan>,
+    offers: Offers<'a>,
+    attempts: &'a mut JoinSet<()>,
+    wall: Timestamp,
+}
+
+impl Round<'_> {
+    /// How many of those who want this could go now; with `None`, of those of whom nothing is known.
+    fn places(&self, wants: Option<&Wants>) -> usize {
+        let ways = wants.map_or_else(|| self.plan.ways(), |wants| &wants.ways);
+        self.offers.places(ways)
     }
 }

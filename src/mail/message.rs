@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::envelope::{Envelope, Recipient};
 use super::facts::Facts;
-use super::outcome::{Blame, Failure, Outcome, RecipientOutcome};
+use super::outcome::{Blame, Failure, Handoff, Outcome, RecipientOutcome};
 use super::queue_id::QueueId;
 use super::reply::Reply;
 use crate::clock::Timestamp;
@@ -36,12 +36,17 @@ pub struct Message {
     pub facts: Facts,
     /// Attempts made so far.
     pub attempts: u32,
-    /// Those of them that were not the upstream's fault: what the pause before the next grows with.
+    /// Those of them after which the message is to wait longer: all but those that the upstream's
+    /// fault ended before the content was out.
     #[serde(default)]
     pub deferrals: u32,
     /// Upstreams that will not have it. Others may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refusal>,
+    /// Recipients, by their places, that are to be left alone until a time, while others of this
+    /// message are tried. Those that are not here are due when the message is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rests: Vec<(usize, Timestamp)>,
     /// The latest attempts, oldest first, at most [`HISTORY_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Attempt>,
@@ -211,6 +216,7 @@ impl Message {
             attempts: 0,
             deferrals: 0,
             refusals: Vec::new(),
+            rests: Vec::new(),
             history: Vec::new(),
         }
     }
@@ -230,6 +236,12 @@ impl Message {
         let all = &self.envelope.recipients;
         let recipients = places.iter().filter_map(|place| all.get(*place).cloned()).collect();
         Envelope { recipients, ..self.envelope.clone() }
+    }
+
+    /// Until when a recipient is to be left alone.
+    pub fn rest(&self, place: usize) -> Timestamp {
+        let rest = self.rests.iter().find(|(rests, _)| *rests == place);
+        rest.map_or_else(Timestamp::default, |(_, until)| *until)
     }
 
     /// Why an upstream will not have the message for a recipient, if it said so.
@@ -308,7 +320,7 @@ impl Message {
     fn remember(&mut self, upstream: &str, outcome: &Outcome, at: Timestamp) {
         let failures = || outcome.recipients.iter().filter_map(RecipientOutcome::failure);
         self.attempts = self.attempts.saturating_add(1);
-        if failures().any(|f| f.blame != Blame::Upstream) {
+        if failures().any(|f| f.blame != Blame::Upstream || f.handoff == Handoff::Unknown) {
             self.deferrals = self.deferrals.saturating_add(1);
         }
         if self.history.len() >= HISTORY_MAX {

@@ -16,6 +16,8 @@ use super::reply::{EnhancedStatus, Reply};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// Choosing an upstream.
+    Routing,
     /// Waiting for a connection of our own pool.
     Pool,
     /// Looking up the upstream's name.
@@ -49,6 +51,7 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Routing => "routing",
             Self::Pool => "pool",
             Self::Dns => "dns",
             Self::Connect => "connect",
@@ -194,6 +197,11 @@ impl Outcome {
             connection_setup: Duration::ZERO,
             transmission: Duration::ZERO,
         }
+    }
+
+    /// How many recipients were handed over.
+    pub fn sent(&self) -> usize {
+        self.recipients.iter().filter(|o| matches!(o, RecipientOutcome::Sent { .. })).count()
     }
 
     /// The failure that is the upstream's own fault, if there is one: what the breaker hears.

@@ -173,6 +173,11 @@ impl Breaker {
         None
     }
 
+    /// Attempts at once while the upstream comes back; `None`: no limit.
+    pub fn ramp(&self, _now: Instant) -> Option<usize> {
+        None
+    }
+
     /// Opens it as if the upstream had failed, for so long or as it would.
     pub fn trip(&mut self, now: Instant, _open_for: Option<Duration>) {
         self.open(now);

@@ -1,0 +1,96 @@
+//! What messages wait for, and in which room of the spool each kind waits.
+
+use std::collections::HashMap;
+
+use crate::policy::routing::Priority;
+use crate::spool::Room;
+
+/// What a message waits for.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct Wants {
+    /// Who goes first.
+    pub(super) priority: Priority,
+    /// The ways its recipients may take, each a list of lanes, the preferred one first. Sorted, no
+    /// way twice. Any of them will do.
+    pub(super) ways: Vec<Vec<usize>>,
+}
+
+/// The rooms that are in use.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    wants: Vec<Wants>,
+    by_wants: HashMap<Wants, Room>,
+}
+
+impl Rooms {
+    /// The room of those who want this. `None` when there are more kinds than rooms: no
+    /// configuration that a human wrote has so many.
+    pub(super) fn of(&mut self, wants: &Wants) -> Option<Room> {
+        if let Some(room) = self.by_wants.get(wants) {
+            return Some(*room);
+        }
+        let room = Room(u16::try_from(self.wants.len() + 1).ok()?);
+        self.wants.push(wants.clone());
+        self.by_wants.insert(wants.clone(), room);
+        Some(room)
+    }
+
+    /// All rooms and what is wanted there: the higher priority first, and within it each room first
+    /// in `turn` after `turn`.
+    pub(super) fn in_order(&self, turn: usize) -> Vec<(Room, Wants)> {
+        let mut rooms: Vec<_> =
+            self.wants.iter().map(|wants| (self.by_wants.get(wants), wants)).collect();
+        let rooms_len = rooms.len().max(1);
+        rooms.rotate_left(turn % rooms_len);
+        rooms.sort_by_key(|(_, wants)| wants.priority);
+        rooms.into_iter().filter_map(|(room, wants)| Some((*room?, wants.clone()))).collect()
+    }
+
+    /// Forgets all: the lanes are others now.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wants(priority: Priority, way: usize) -> Wants {
+        Wants { priority, ways: vec![vec![way]] }
+    }
+
+    #[test]
+    fn who_wants_the_same_waits_in_the_same_room_and_never_at_the_entry() {
+        let mut rooms = Rooms::default();
+        let a = rooms.of(&wants(Priority::Normal, 0)).unwrap();
+        let b = rooms.of(&wants(Priority::Normal, 1)).unwrap();
+        assert_eq!(rooms.of(&wants(Priority::Normal, 0)), Some(a));
+        assert!(a != b && a != Room::ENTRY && b != Room::ENTRY);
+        rooms.clear();
+        assert!(rooms.in_order(0).is_empty());
+    }
+
+    #[test]
+    fn priority_goes_first_and_equals_take_turns() {
+        let mut rooms = Rooms::default();
+        let low = rooms.of(&wants(Priority::Low, 0)).unwrap();
+        let a = rooms.of(&wants(Priority::Normal, 0)).unwrap();
+        let b = rooms.of(&wants(Priority::Normal, 1)).unwrap();
+        let high = rooms.of(&wants(Priority::High, 0)).unwrap();
+        let order =
+            |turn| rooms.in_order(turn).into_iter().map(|(room, _)| room).collect::<Vec<_>>();
+        assert_eq!(order(0), [high, a, b, low]);
+        assert_eq!(order(2), [high, b, a, low]);
+    }
+
+    #[test]
+    fn there_are_as_many_rooms_as_have_a_number() {
+        let mut rooms = Rooms::default();
+        for way in 0..usize::from(u16::MAX) {
+            assert!(rooms.of(&wants(Priority::Normal, way)).is_some());
+        }
+        assert_eq!(rooms.of(&wants(Priority::Normal, usize::MAX)), None);
+        assert!(rooms.of(&wants(Priority::Normal, 7)).is_some(), "those that are there stay");
+    }
+}
