@@ -209,18 +209,10 @@ mod tests {
         Settings { max_active: 10, backoff, max_age: MINUTE * 100 }
     }
 
-    fn message(outcomes: Vec<RecipientOutcome>) -> Message {
-        let recipients = vec!["a@example.com"; outcomes.len()];
-        let id = QueueId::from_u64(1);
-        let mut message = Message::sample(id, Timestamp::from_millis(0), &recipients);
-        let outcome = Outcome { recipients: outcomes, ..Outcome::all(0, &deferred()) };
-        message.record(
-            ("core", true),
-            &(0..recipients.len()).collect::<Vec<_>>(),
-            &outcome,
-            Timestamp::from_millis(1),
-        );
-        message
+    fn failure(blame: Blame, handoff: Handoff) -> Failure {
+        let status = EnhancedStatus::new(4, 0, 0);
+        let (stage, remedy) = (Stage::Rcpt, Remedy::Time);
+        Failure { stage, blame, handoff, remedy, reply: None, status, detail: "test".into() }
     }
 
     fn sent() -> RecipientOutcome {
@@ -228,26 +220,58 @@ mod tests {
     }
 
     fn deferred() -> RecipientOutcome {
-        unreadable(&SpoolError::Closed)
+        RecipientOutcome::Deferred(failure(Blame::Recipient, Handoff::NotSent))
+    }
+
+    fn down() -> RecipientOutcome {
+        RecipientOutcome::Deferred(failure(Blame::Upstream, Handoff::NotSent))
+    }
+
+    fn lost() -> RecipientOutcome {
+        RecipientOutcome::Unconfirmed(failure(Blame::Upstream, Handoff::Unknown))
     }
 
     fn bounced() -> RecipientOutcome {
         unreadable(&SpoolError::Damaged(QueueId::from_u64(1)))
     }
 
-    fn settle(outcomes: Vec<RecipientOutcome>, after: Duration) -> (Settlement, Message) {
-        let mut message = message(outcomes);
+    fn message(recipients: usize) -> Message {
+        let names = vec!["a@example.com"; recipients];
+        Message::sample(QueueId::from_u64(1), Timestamp::from_millis(0), &names)
+    }
+
+    /// An attempt by the authoritative upstream for these recipients, so long after the receipt.
+    fn attempt(
+        message: &mut Message,
+        tried: &[usize],
+        outcomes: Vec<RecipientOutcome>,
+        after: Duration,
+    ) -> Settlement {
         let now = Timestamp::from_millis(0).after(after);
-        (settlement(&mut message, &settings(), now, 0.5), message)
+        let outcome = Outcome { recipients: outcomes, ..Outcome::all(0, &deferred()) };
+        message.record(("core", true), tried, &outcome, now);
+        let pause = pause(&outcome, message, &settings(), 0.5);
+        rest(message, tried, now.after(pause), now);
+        settlement(message, &settings(), now)
+    }
+
+    fn settle(outcomes: Vec<RecipientOutcome>, after: Duration) -> (Settlement, Message) {
+        let mut message = message(outcomes.len());
+        let all: Vec<usize> = (0..outcomes.len()).collect();
+        (attempt(&mut message, &all, outcomes, after), message)
+    }
+
+    fn at(after: Duration) -> Timestamp {
+        Timestamp::from_millis(0).after(after)
     }
 
     #[test]
     fn a_message_is_finished_only_when_every_recipient_is_served() {
         assert_eq!(settle(vec![sent(), sent()], MINUTE).0, Settlement::Finished);
-        let due = Timestamp::from_millis(0).after(MINUTE * 2);
-        assert_eq!(settle(vec![sent(), deferred()], MINUTE).0, Settlement::Deferred(due));
+        let due = Settlement::Deferred(at(MINUTE * 2));
+        assert_eq!(settle(vec![sent(), deferred()], MINUTE).0, due);
         assert_eq!(settle(vec![sent(), bounced()], MINUTE).0, Settlement::Dead);
-        assert_eq!(settle(vec![deferred(), bounced()], MINUTE).0, Settlement::Deferred(due));
+        assert_eq!(settle(vec![deferred(), bounced()], MINUTE).0, due);
     }
 
     #[test]
@@ -259,5 +283,37 @@ mod tests {
         let words: Vec<_> = message.status.iter().map(RecipientStatus::word).collect();
         assert_eq!(words, ["sent", "expired"]);
         assert_eq!(settle(vec![sent()], MINUTE * 100).0, Settlement::Finished);
+    }
+
+    #[test]
+    fn a_fault_of_the_route_is_over_soon_and_does_not_lengthen_the_pauses() {
+        let mut m = message(1);
+        for n in 0..4 {
+            let settled = attempt(&mut m, &[0], vec![down()], MINUTE * n);
+            assert_eq!(settled, Settlement::Deferred(at(MINUTE * n + ROUTE_AGAIN)));
+        }
+        let settled = attempt(&mut m, &[0], vec![deferred()], MINUTE * 5);
+        assert_eq!(settled, Settlement::Deferred(at(MINUTE * 6)), "the first pause, not the fifth");
+    }
+
+    #[test]
+    fn a_lost_answer_is_asked_for_again_at_growing_pauses() {
+        let mut m = message(1);
+        for pause in [1, 2, 4] {
+            let settled = attempt(&mut m, &[0], vec![lost()], MINUTE);
+            assert_eq!(settled, Settlement::Deferred(at(MINUTE * (1 + pause))));
+        }
+    }
+
+    #[test]
+    fn recipients_that_were_not_tried_go_at_once_and_the_tried_ones_rest() {
+        let mut m = message(3);
+        let first = attempt(&mut m, &[0, 1], vec![sent(), deferred()], MINUTE);
+        assert_eq!(first, Settlement::Deferred(at(MINUTE)));
+        assert_eq!(m.rests, [(1, at(MINUTE * 2))]);
+        let second = attempt(&mut m, &[2], vec![sent()], MINUTE);
+        assert_eq!(second, Settlement::Deferred(at(MINUTE * 2)));
+        assert_eq!(m.rests, [], "the one that is left is due with its message");
+        assert_eq!(attempt(&mut m, &[1], vec![sent()], MINUTE * 2), Settlement::Finished);
     }
 }

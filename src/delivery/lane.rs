@@ -370,3 +370,195 @@ fn verdict(outcome: &Outcome) -> Verdict<'_> {
         None => Verdict::Ours,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+    use crate::mail::{Body, EnhancedStatus, Envelope, Handoff, Reply, Stage};
+    use crate::policy::bucket::Unit;
+    use crate::upstream::{Leaving, Standing};
+
+    const WALL: Timestamp = Timestamp::from_millis(1_000);
+
+    /// An upstream that nobody asks.
+    #[derive(Default)]
+    struct Idle {
+        secret: AtomicU64,
+        wanting: Mutex<Option<String>>,
+    }
+
+    #[async_trait::async_trait]
+    impl Upstream for Idle {
+        fn name(&self) -> &'static str {
+            "idle"
+        }
+
+        fn standing(&self) -> Standing {
+            Standing {
+                wanting: self.wanting.lock().unwrap().clone(),
+                secret: self.secret.load(Ordering::SeqCst),
+                ..Standing::default()
+            }
+        }
+
+        async fn deliver(&self, _: &Envelope, _: &Body, _: &dyn Leaving, _: Instant) -> Outcome {
+            unreachable!("it is only looked at")
+        }
+    }
+
+    struct World {
+        idle: Arc<Idle>,
+        lane: Lane,
+        now: Instant,
+        refreshed: Arc<AtomicUsize>,
+    }
+
+    fn world(rate: Option<f64>) -> World {
+        let (idle, refreshed) = (Arc::new(Idle::default()), Arc::new(AtomicUsize::new(0)));
+        let limits = Limits {
+            capacity: 4,
+            rate: rate.map(|per_second| Rate { per_second, of: Unit::Recipients }),
+            breaker: breaker::Settings { failures: 1, ..Default::default() },
+            rules: None,
+        };
+        let told = Arc::clone(&refreshed);
+        let refused = Box::new(move || drop(told.fetch_add(1, Ordering::SeqCst)));
+        let lane = Lane::new(Arc::clone(&idle) as _, limits, refused, WALL);
+        World { idle, lane, now: SystemClock.now(), refreshed }
+    }
+
+    impl World {
+        /// The lane's word after an attempt that came to this.
+        fn attempt(&self, recipients: Vec<RecipientOutcome>) -> &'static str {
+            let slots = self.lane.offer(1, self.now, WALL).slots;
+            assert_eq!(slots, 1);
+            self.lane.start(recipients.len(), self.now);
+            let outcome = Outcome { recipients, ..Outcome::all(0, &sent()) };
+            self.lane.heard(&outcome, 0, self.now, WALL);
+            self.word()
+        }
+
+        fn word(&self) -> &'static str {
+            self.lane.view(self.now, WALL).condition.word
+        }
+    }
+
+    fn failed(blame: Blame, remedy: Remedy) -> RecipientOutcome {
+        RecipientOutcome::Deferred(Failure {
+            stage: Stage::Rcpt,
+            blame,
+            handoff: Handoff::NotSent,
+            remedy,
+            reply: None,
+            status: EnhancedStatus::new(4, 0, 0),
+            detail: "test".into(),
+        })
+    }
+
+    fn sent() -> RecipientOutcome {
+        RecipientOutcome::Sent { reply: Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok") }
+    }
+
+    #[test]
+    fn only_the_upstreams_own_fault_opens_the_breaker() {
+        let after = |outcomes| world(None).attempt(outcomes);
+        let failed = |blame| failed(blame, Remedy::Time);
+        assert_eq!(after(vec![failed(Blame::Upstream)]), "open");
+        assert_eq!(after(vec![failed(Blame::Recipient), failed(Blame::Upstream)]), "open");
+        assert_eq!(after(vec![sent(), failed(Blame::Upstream)]), "closed");
+        assert_eq!(after(vec![failed(Blame::Recipient)]), "closed");
+        assert_eq!(after(vec![failed(Blame::Message)]), "closed");
+        assert_eq!(after(vec![failed(Blame::Local)]), "closed");
+    }
+
+    #[test]
+    fn a_refused_login_is_told_and_holds_until_the_secret_changes() {
+        let world = world(None);
+        assert_eq!(world.attempt(vec![failed(Blame::Upstream, Remedy::Secret)]), "held");
+        assert_eq!(world.refreshed.load(Ordering::SeqCst), 1);
+        assert_eq!(world.lane.offer(4, world.now, WALL).beyond, Beyond::Down);
+        world.idle.secret.store(1, Ordering::SeqCst);
+        assert_eq!(world.lane.offer(4, world.now, WALL).slots, 1, "one probe");
+    }
+
+    #[test]
+    fn a_login_refused_with_the_secret_of_before_says_nothing_of_this_one() {
+        let world = world(None);
+        world.idle.secret.store(1, Ordering::SeqCst);
+        assert_eq!(world.attempt(vec![failed(Blame::Upstream, Remedy::Secret)]), "closed");
+    }
+
+    #[test]
+    fn being_asked_too_often_slows_it_and_opens_nothing() {
+        let world = world(Some(10.0));
+        assert_eq!(world.attempt(vec![failed(Blame::Upstream, Remedy::Slower)]), "closed");
+        let offer = world.lane.offer(4, world.now, WALL);
+        assert_eq!(offer, Offer { slots: 0, beyond: Beyond::Busy });
+        assert!(world.lane.wakes_in(world.now).is_some());
+    }
+
+    #[test]
+    fn places_are_given_up_to_the_capacity_and_come_back() {
+        let world = world(None);
+        let offer = world.lane.offer(9, world.now, WALL);
+        assert_eq!(offer, Offer { slots: 4, beyond: Beyond::Busy });
+        world.lane.start(1, world.now);
+        world.lane.withdraw(3);
+        assert_eq!(world.lane.offer(9, world.now, WALL).slots, 3);
+        world.lane.withdraw(3);
+        world.lane.heard(&Outcome::all(1, &sent()), 0, world.now, WALL);
+        assert_eq!(world.lane.offer(3, world.now, WALL).slots, 3);
+    }
+
+    #[test]
+    fn what_the_upstream_lacks_makes_it_wait_and_says_why() {
+        let world = world(None);
+        *world.idle.wanting.lock().unwrap() = Some("sealed".into());
+        assert_eq!(world.lane.offer(4, world.now, WALL), Offer { slots: 0, beyond: Beyond::Down });
+        let condition = world.lane.view(world.now, WALL).condition;
+        assert_eq!((condition.word, condition.reason.as_deref()), ("waiting", Some("sealed")));
+        *world.idle.wanting.lock().unwrap() = None;
+        assert_eq!(world.lane.offer(4, world.now, WALL).slots, 4);
+    }
+
+    #[test]
+    fn the_operator_pauses_trips_and_resets() {
+        let world = world(None);
+        let at = |after| world.now + Duration::from_secs(after);
+        let (lasting, reason) = (Some(Duration::from_secs(60)), "moving house".to_owned());
+        let pause = Intervention::Pause { lasting, reason };
+        world.lane.intervene(pause, world.now, WALL);
+        assert_eq!(world.word(), "paused");
+        assert_eq!(world.lane.wakes_in(world.now), lasting);
+        assert_eq!(world.lane.view(at(60), WALL).condition.word, "closed");
+        let trip = Intervention::Trip { lasting, reason: "drill".into() };
+        world.lane.intervene(trip, world.now, WALL);
+        assert_eq!(world.word(), "open");
+        assert!(world.lane.view(world.now, WALL).condition.reason.unwrap().contains("drill"));
+        world.lane.intervene(Intervention::Reset, world.now, WALL);
+        assert_eq!(world.word(), "closed");
+    }
+
+    #[test]
+    fn a_reload_keeps_what_is_known() {
+        let old = world(None);
+        assert_eq!(old.attempt(vec![failed(Blame::Upstream, Remedy::Time)]), "open");
+        let mut new = world(None);
+        new.lane.take_over(&old.lane);
+        assert_eq!(new.lane.view(old.now, WALL).condition.word, "open");
+    }
+
+    #[test]
+    fn the_smaller_limit_counts() {
+        let rate = |per_second| Some(Rate { per_second, of: Unit::Recipients });
+        assert_eq!(slower(rate(10.0), rate(14.0)), rate(10.0));
+        assert_eq!(slower(rate(20.0), rate(14.0)), rate(14.0));
+        assert_eq!(slower(None, rate(14.0)), rate(14.0));
+        assert_eq!(slower(rate(20.0), None), rate(20.0));
+        let messages = Some(Rate { per_second: 1.0, of: Unit::Messages });
+        assert_eq!(slower(messages, rate(0.5)), messages);
+    }
+}

@@ -1,5 +1,6 @@
 //! Upstreams: what a message can be handed to.
 
+pub mod forced;
 pub mod maildir;
 pub mod probe;
 pub mod ses;
@@ -50,8 +51,10 @@ pub trait Leaving: Send + Sync {
 }
 
 /// Leave that is always given, for tests and probes.
+#[cfg(test)]
 pub(crate) struct Free;
 
+#[cfg(test)]
 #[async_trait]
 impl Leaving for Free {
     async fn content_leaves(&self) -> Result<(), String> {
