@@ -100,6 +100,9 @@ pub enum RecipientStatus {
         /// The last failure; `None` if it was never tried.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         failure: Option<Failure>,
+        /// The upstream that may have it, if it was unconfirmed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unconfirmed: Option<String>,
     },
 }
 
@@ -120,8 +123,17 @@ impl RecipientStatus {
             Self::Deferred { failure }
             | Self::Unconfirmed { failure, .. }
             | Self::Bounced { failure }
-            | Self::Expired { failure: Some(failure) } => Some(failure),
-            Self::Queued | Self::Sent { .. } | Self::Expired { failure: None } => None,
+            | Self::Expired { failure: Some(failure), .. } => Some(failure),
+            Self::Queued | Self::Sent { .. } | Self::Expired { failure: None, .. } => None,
+        }
+    }
+
+    /// The upstream that may have it, where that is not known; given up or not.
+    pub fn unconfirmed(&self) -> Option<&str> {
+        match self {
+            Self::Unconfirmed { upstream, .. } => Some(upstream),
+            Self::Expired { unconfirmed, .. } => unconfirmed.as_deref(),
+            Self::Queued | Self::Deferred { .. } | Self::Sent { .. } | Self::Bounced { .. } => None,
         }
     }
 
@@ -336,10 +348,11 @@ impl Message {
         });
     }
 
-    /// Gives up on every recipient that is still pending.
+    /// Gives up on every recipient that is still pending. What was unconfirmed is not forgotten.
     pub fn expire(&mut self) {
         for status in self.status.iter_mut().filter(|s| s.is_pending()) {
-            *status = RecipientStatus::Expired { failure: status.failure().cloned() };
+            let unconfirmed = status.unconfirmed().map(str::to_owned);
+            *status = RecipientStatus::Expired { failure: status.failure().cloned(), unconfirmed };
         }
     }
 }
@@ -434,6 +447,23 @@ mod tests {
         assert_eq!(m.status[0].word(), "unconfirmed");
         m.record(("core", true), &[0], &outcome(vec![sent()]), at);
         assert_eq!(m.status[0].word(), "sent");
+    }
+
+    #[test]
+    fn what_expires_unconfirmed_still_names_the_upstream_that_may_have_it() {
+        let mut m = message(&["a@x", "b@x", "c@x"]);
+        let lost = RecipientOutcome::Unconfirmed(failure(Handoff::Unknown));
+        let deferred = RecipientOutcome::Deferred(failure(Handoff::NotSent));
+        let at = Timestamp::from_millis(9);
+        m.record(("core", true), &[0, 1], &outcome(vec![lost, deferred]), at);
+        m.expire();
+        let unconfirmed: Vec<_> = m.status.iter().map(RecipientStatus::unconfirmed).collect();
+        assert_eq!(unconfirmed, [Some("core"), None, None]);
+        assert!(!m.is_pending() && m.has_failed());
+        let json = serde_json::to_string(&m).unwrap();
+        assert_eq!(serde_json::from_str::<Message>(&json).unwrap(), m);
+        let older: RecipientStatus = serde_json::from_str(r#"{"status":"expired"}"#).unwrap();
+        assert_eq!(older, m.status[2]);
     }
 
     #[test]

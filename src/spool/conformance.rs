@@ -297,8 +297,8 @@ pub(super) async fn dead_letters_are_requeued_for_those_who_failed(
     let mut claim = claim_one(&*spool, NOON).await;
     claim.message.status = vec![
         RecipientStatus::Bounced { failure: failure() },
-        RecipientStatus::Expired { failure: None },
-        RecipientStatus::Expired { failure: Some(failure()) },
+        RecipientStatus::Expired { failure: None, unconfirmed: None },
+        RecipientStatus::Expired { failure: Some(failure()), unconfirmed: None },
         RecipientStatus::Unconfirmed { upstream: "core".into(), failure: failure() },
     ];
     spool.settle(&claim, Settlement::Dead).await.unwrap();
