@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Action, Claim, Settlement, Spool, SpoolError};
+use super::{Action, Claim, Room, Settlement, Spool, SpoolError, Stats};
 use crate::clock::{ManualClock, Timestamp};
 use crate::mail::{
     Blame, Body, EnhancedStatus, Failure, Handoff, Message, QueueId, QueueState, RecipientStatus,
-    Remedy, Stage,
+    Refusal, Remedy, Stage,
 };
-use crate::spool::Room;
 
 /// When the tests take place.
 pub(super) const NOON: Timestamp = Timestamp::from_millis(1_795_252_321_431);
@@ -28,6 +27,12 @@ macro_rules! conformance {
             a_lapsed_lease_is_claimed_anew_and_the_old_claim_is_stale
             each_settlement_does_what_it_says
             a_released_message_is_as_before
+            what_waits_in_a_room_is_claimed_there_and_nowhere_else
+            each_room_takes_turns_of_its_own
+            regrouping_puts_everything_back_to_the_entry
+            a_message_out_of_a_room_comes_back_to_the_entry
+            a_note_is_seen_at_once_and_the_claim_goes_on
+            what_is_unconfirmed_is_confirmed_or_sent_again
             operators_actions_fit_the_state_or_are_refused
             a_claimed_message_is_left_alone_until_its_lease_is_over
             dead_letters_are_requeued_for_those_who_failed
@@ -89,7 +94,7 @@ async fn state(spool: &dyn Spool, id: QueueId) -> Option<QueueState> {
     spool.show(id).await.unwrap().map(|e| e.state)
 }
 
-fn failure() -> Failure {
+pub(super) fn failure() -> Failure {
     Failure {
         stage: Stage::Rcpt,
         blame: Blame::Recipient,
@@ -117,7 +122,7 @@ pub(super) async fn a_committed_message_is_claimed_with_what_was_committed(
     let stats = spool.stats();
     assert_eq!((stats.active, stats.messages(), stats.bytes), (1, 1, 21));
     spool.settle(&claim, Settlement::Finished).await.unwrap();
-    assert_eq!(spool.stats(), super::Stats::default());
+    assert_eq!(spool.stats(), Stats::default());
     assert_eq!(state(&*spool, id).await, Some(QueueState::Sent));
     assert!(matches!(spool.content(id).await, Err(SpoolError::NotFound(i)) if i == id));
 }
@@ -235,6 +240,204 @@ pub(super) async fn a_released_message_is_as_before(spool: Arc<dyn Spool>, _: Ar
     assert_eq!((shown.state, shown.due), (QueueState::Incoming, Some(later)));
     assert_eq!(shown.message.attempts, 0);
     assert_eq!(claim_one(&*spool, later).await.message.id, id);
+}
+
+/// Claims all that is due and releases it into a room, due when it was.
+async fn park(spool: &dyn Spool, room: Room, now: Timestamp) {
+    for claim in spool.claim(Room::ENTRY, now, 99, LEASE).await.unwrap() {
+        let due = claim.message.received;
+        spool.settle(&claim, Settlement::Released(room, due)).await.unwrap();
+    }
+}
+
+/// The messages of a room, claimed one by one.
+async fn claimed(spool: &dyn Spool, room: Room, now: Timestamp) -> Vec<QueueId> {
+    let mut ids = Vec::new();
+    while let Some(claim) = spool.claim(room, now, 1, LEASE).await.unwrap().pop() {
+        ids.push(claim.message.id);
+    }
+    ids
+}
+
+pub(super) async fn what_waits_in_a_room_is_claimed_there_and_nowhere_else(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let (one, two) = (Room(1), Room(2));
+    let first = put(&*spool, 10, b"x").await.unwrap();
+    let now = NOON.after(Duration::from_millis(20));
+    park(&*spool, one, now).await;
+    let second = put(&*spool, 5, b"x").await.unwrap();
+    park(&*spool, two, now).await;
+    assert_eq!(spool.next_due(Room::ENTRY), None);
+    assert_eq!(spool.next_due(one), Some(message(first, 10).received));
+    assert_eq!(spool.next_due(two), Some(message(second, 5).received));
+    assert_eq!(state(&*spool, first).await, Some(QueueState::Incoming));
+    assert_eq!(spool.stats().incoming, 2);
+    assert!(claimed(&*spool, Room::ENTRY, now).await.is_empty());
+    assert!(claimed(&*spool, one, NOON).await.is_empty(), "not due yet");
+    assert_eq!(claimed(&*spool, one, now).await, [first]);
+    assert_eq!(claimed(&*spool, two, now).await, [second]);
+    // Who has them left the rooms; a lease that lapses does so at the entry.
+    assert_eq!((spool.next_due(one), spool.next_due(two)), (None, None));
+    assert_eq!(spool.next_due(Room::ENTRY), Some(now.after(LEASE)));
+    assert_eq!(claimed(&*spool, Room::ENTRY, now.after(LEASE)).await, [first, second]);
+}
+
+pub(super) async fn each_room_takes_turns_of_its_own(spool: Arc<dyn Spool>, _: Arc<ManualClock>) {
+    let rooms = [Room(1), Room(2)];
+    let now = NOON.after(Duration::from_secs(1));
+    let mut deferred = Vec::new();
+    for room in rooms {
+        for _ in 0..3 {
+            deferred.push(put(&*spool, 0, b"x").await.unwrap());
+            let claim = claim_one(&*spool, NOON).await;
+            spool.settle(&claim, Settlement::Deferred(NOON)).await.unwrap();
+            park(&*spool, room, NOON).await;
+            put(&*spool, 1, b"x").await.unwrap();
+            park(&*spool, room, now).await;
+        }
+    }
+    let mut turns = [Vec::new(), Vec::new()];
+    for _ in 0..6 {
+        for (room, turns) in rooms.iter().zip(&mut turns) {
+            let claim = spool.claim(*room, now, 1, LEASE).await.unwrap().remove(0);
+            turns.push(deferred.contains(&claim.message.id));
+        }
+    }
+    let by_turns = [false, true, false, true, false, true];
+    assert_eq!(turns, [by_turns, by_turns]);
+}
+
+pub(super) async fn regrouping_puts_everything_back_to_the_entry(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let now = NOON.after(Duration::from_secs(1));
+    let mut ids = Vec::new();
+    for room in [3, 1, 2, 0] {
+        ids.push(put(&*spool, u64::from(room), b"x").await.unwrap());
+        park(&*spool, Room(room), NOON.after(Duration::from_millis(u64::from(room)))).await;
+    }
+    let claim = spool.claim(Room(2), now, 1, LEASE).await.unwrap().remove(0);
+    let waiting = tokio::spawn({
+        let spool = Arc::clone(&spool);
+        async move { spool.wait().await }
+    });
+    spool.regroup();
+    waiting.await.unwrap();
+    assert_eq!(spool.next_due(Room::ENTRY), Some(NOON));
+    assert!([1, 2, 3].iter().all(|room| spool.next_due(Room(*room)).is_none()));
+    assert_eq!(claimed(&*spool, Room::ENTRY, now).await, [ids[3], ids[1], ids[0]]);
+    // What is in delivery stays there.
+    spool.settle(&claim, Settlement::Finished).await.unwrap();
+    assert_eq!(spool.stats().messages(), 3);
+}
+
+pub(super) async fn a_message_out_of_a_room_comes_back_to_the_entry(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let room = Room(u16::MAX);
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    park(&*spool, room, NOON).await;
+    let mut claim = spool.claim(room, NOON, 1, LEASE).await.unwrap().remove(0);
+    claim.message.attempts = 1;
+    claim.message.refusals =
+        vec![Refusal { upstream: "ses".into(), recipients: vec![0], failure: failure() }];
+    spool.settle(&claim, Settlement::Deferred(NOON)).await.unwrap();
+    assert_eq!((spool.next_due(room), spool.next_due(Room::ENTRY)), (None, Some(NOON)));
+    park(&*spool, room, NOON).await;
+    let later = NOON.after(Duration::from_secs(1));
+    spool.act(id, Action::Retry, later).await.unwrap();
+    assert_eq!((spool.next_due(room), spool.next_due(Room::ENTRY)), (None, Some(later)));
+    assert!(spool.show(id).await.unwrap().unwrap().message.refusals.is_empty());
+    park(&*spool, room, later).await;
+    spool.act(id, Action::Hold, later).await.unwrap();
+    assert_eq!((spool.next_due(room), spool.next_due(Room::ENTRY)), (None, None));
+    spool.act(id, Action::Release, later).await.unwrap();
+    assert_eq!((spool.next_due(room), spool.next_due(Room::ENTRY)), (None, Some(later)));
+}
+
+pub(super) async fn a_note_is_seen_at_once_and_the_claim_goes_on(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    let mut claim = claim_one(&*spool, NOON).await;
+    for attempts in [1, 2] {
+        claim.message.attempts = attempts;
+        claim.message.status =
+            vec![RecipientStatus::Unconfirmed { upstream: "ses".into(), failure: failure() }];
+        spool.note(&claim).await.unwrap();
+        let shown = spool.show(id).await.unwrap().unwrap();
+        assert_eq!((shown.state, &shown.message), (QueueState::Active, &claim.message));
+        assert_eq!(octets(&spool.body(&claim).await.unwrap()), b"x");
+        assert!(claimed(&*spool, Room::ENTRY, NOON).await.is_empty());
+        let acted = spool.act(id, Action::Delete, NOON).await;
+        assert!(matches!(acted, Err(SpoolError::InDelivery(_))));
+    }
+    // When the lease lapses the note is what is found, in the state before the claim.
+    let lapsed = NOON.after(LEASE);
+    assert_eq!(spool.next_due(Room::ENTRY), Some(lapsed));
+    let mut again = claim_one(&*spool, lapsed).await;
+    assert_eq!(again.message, claim.message);
+    for (old, nobody) in [(claim.epoch, id), (0, QueueId::from_u64(1))] {
+        let mut stale = Claim { message: message(nobody, 0), epoch: old };
+        stale.message.attempts = 7;
+        assert!(matches!(spool.note(&stale).await, Err(SpoolError::Stale(i)) if i == nobody));
+    }
+    again.message.attempts = 3;
+    spool.settle(&again, Settlement::Released(Room::ENTRY, lapsed)).await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!((shown.state, shown.message.attempts), (QueueState::Incoming, 2));
+    assert!(matches!(spool.note(&again).await, Err(SpoolError::Stale(_))), "it is settled");
+    let again = claim_one(&*spool, lapsed).await;
+    spool.note(&again).await.unwrap();
+    spool.settle(&again, Settlement::Finished).await.unwrap();
+    assert_eq!(spool.stats(), Stats::default());
+}
+
+pub(super) async fn what_is_unconfirmed_is_confirmed_or_sent_again(
+    spool: Arc<dyn Spool>,
+    _: Arc<ManualClock>,
+) {
+    let id = put(&*spool, 0, b"x").await.unwrap();
+    for action in [Action::Confirm, Action::Resend] {
+        let refused = spool.act(id, action, NOON).await;
+        assert!(matches!(refused, Err(SpoolError::WrongState(_, "not unconfirmed"))));
+    }
+    assert_eq!(spool.next_due(Room::ENTRY), Some(NOON), "as before");
+    let mut claim = claim_one(&*spool, NOON).await;
+    let unconfirmed =
+        vec![RecipientStatus::Unconfirmed { upstream: "ses".into(), failure: failure() }];
+    claim.message.status.clone_from(&unconfirmed);
+    spool.settle(&claim, Settlement::Held).await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!(
+        (shown.state, shown.due, spool.next_due(Room::ENTRY)),
+        (QueueState::Held, None, None)
+    );
+    assert_eq!(shown.message.status, unconfirmed);
+
+    let later = NOON.after(Duration::from_secs(1));
+    spool.act(id, Action::Resend, later).await.unwrap();
+    let shown = spool.show(id).await.unwrap().unwrap();
+    assert_eq!((shown.state, shown.due), (QueueState::Deferred, Some(later)));
+    assert_eq!(shown.message.status, [RecipientStatus::Queued]);
+
+    let mut claim = claim_one(&*spool, later).await;
+    claim.message.status = unconfirmed;
+    claim.message.expire();
+    spool.settle(&claim, Settlement::Dead).await.unwrap();
+    spool.act(id, Action::Confirm, later).await.unwrap();
+    assert_eq!(spool.stats(), Stats::default());
+    let shown = spool.show(id).await.unwrap().unwrap();
+    let RecipientStatus::Sent { upstream, reply, at } = &shown.message.status[0] else {
+        panic!("{:?}", shown.message.status);
+    };
+    assert_eq!((shown.state, upstream.as_str(), *at), (QueueState::Sent, "ses", later));
+    assert_eq!(reply.to_string(), "250 2.0.0 confirmed by the operator");
 }
 
 pub(super) async fn operators_actions_fit_the_state_or_are_refused(

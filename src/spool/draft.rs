@@ -149,8 +149,8 @@ impl LogDraft {
         let room = self.core.lanes.mail_room().await?;
         let (done, answer) = oneshot::channel();
         let Self { core, buffer, held, big, .. } = *self;
-        let (finished, room, memory) = (None, Some(room), Some(held));
-        core.lanes.push(Job { header, meta, body: buffer, big, finished, done, room, memory })?;
+        let change = Job::change(header, meta, Some(room), done);
+        core.lanes.push(Job { body: buffer, big, memory: Some(held), ..change })?;
         answer.await.unwrap_or(Err(SpoolError::Closed))
     }
 }

@@ -1,11 +1,12 @@
 //! What is in the spool, in memory: one small entry for each message, the due order, the claims.
 //! Both stores keep one, so they can't differ on who may have a message when.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use super::rooms::Rooms;
 use super::rules;
-use super::{Action, Settlement, SpoolError, Stats};
+use super::{Action, Room, SpoolError, Stats};
 use crate::clock::Timestamp;
 use crate::mail::{QueueId, QueueState};
 
@@ -14,10 +15,19 @@ use crate::mail::{QueueId, QueueState};
 pub(super) struct Slot<P> {
     /// What is stored: never active, never sent.
     pub(super) state: QueueState,
+    /// Where it waits. Only what nobody has can be elsewhere than at the entry.
+    pub(super) room: Room,
     pub(super) due: Timestamp,
     /// Octets of the body.
     pub(super) size: u64,
     pub(super) place: P,
+}
+
+impl<P> Slot<P> {
+    /// Whether it waits for a time.
+    const fn waits(&self) -> bool {
+        matches!(self.state, QueueState::Incoming | QueueState::Deferred)
+    }
 }
 
 /// A message's slot as the world sees it.
@@ -36,8 +46,8 @@ pub(super) struct View<P> {
 struct Lease {
     epoch: u64,
     until: Timestamp,
-    /// An outcome is on its way to the disk: nobody may claim the message before it is there.
-    settling: bool,
+    /// A record is on its way to the disk: nobody may claim the message before it is there.
+    writing: bool,
 }
 
 /// All messages.
@@ -45,28 +55,10 @@ struct Lease {
 pub(super) struct Index<P> {
     slots: BTreeMap<QueueId, Slot<P>>,
     leases: HashMap<QueueId, Lease>,
-    /// What waits for a time, claims until their lease lapses included: new mail, and deferred.
-    fresh: Order,
-    deferred: Order,
-    /// Whose turn it is when both have something due.
-    deferred_next: bool,
+    /// What waits for a time, claims until their lease lapses included.
+    rooms: Rooms,
     stats: Stats,
     epoch: u64,
-}
-
-/// Messages by the time at which they are to be looked at again.
-#[derive(Debug, Default)]
-struct Order(BTreeSet<(Timestamp, QueueId)>);
-
-impl Order {
-    /// What is due at `now`, the oldest first.
-    fn due(&self, now: Timestamp) -> impl Iterator<Item = QueueId> {
-        self.0.iter().take_while(move |(due, _)| *due <= now).map(|(_, id)| *id)
-    }
-
-    fn next(&self) -> Option<Timestamp> {
-        self.0.first().map(|(due, _)| *due)
-    }
 }
 
 impl<P> Default for Index<P> {
@@ -74,9 +66,7 @@ impl<P> Default for Index<P> {
         Self {
             slots: BTreeMap::new(),
             leases: HashMap::new(),
-            fresh: Order::default(),
-            deferred: Order::default(),
-            deferred_next: false,
+            rooms: Rooms::default(),
             stats: Stats::default(),
             epoch: 0,
         }
@@ -89,9 +79,9 @@ impl<P: Copy> Index<P> {
         self.stats
     }
 
-    /// When the next message falls due, or the next lease lapses.
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.fresh.next().into_iter().chain(self.deferred.next()).min()
+    /// When the next message of a room falls due; at the entry, or the next lease lapses.
+    pub(super) fn next_due(&self, room: Room) -> Option<Timestamp> {
+        self.rooms.next_due(room)
     }
 
     /// The slot of a message.
@@ -119,19 +109,13 @@ impl<P: Copy> Index<P> {
     /// large, as when they are put in one after another.
     pub(super) fn of(slots: Vec<(QueueId, Slot<P>)>) -> Self {
         let mut index = Self::default();
-        let (mut fresh, mut deferred) = (Vec::new(), Vec::new());
-        for (id, slot) in &slots {
+        for (_, slot) in &slots {
             *counter(&mut index.stats, slot.state) += 1;
             index.stats.bytes += slot.size;
-            match slot.state {
-                QueueState::Incoming => fresh.push((slot.due, *id)),
-                QueueState::Deferred => deferred.push((slot.due, *id)),
-                _ => {}
-            }
         }
+        let waiting = slots.iter().filter(|(_, slot)| slot.waits());
+        index.rooms = Rooms::at_entry(waiting.map(|(id, slot)| (slot.state, slot.due, *id)));
         index.slots = slots.into_iter().collect();
-        index.fresh = Order(fresh.into_iter().collect());
-        index.deferred = Order(deferred.into_iter().collect());
         index
     }
 
@@ -172,69 +156,58 @@ impl<P: Copy> Index<P> {
         self.slots.remove(&id).map(|s| s.place)
     }
 
-    /// Claims up to `limit` messages that are due: a new one, a deferred one, in turns for as long
-    /// as there are both, so that neither kind waits for the other to be gone.
+    /// Claims up to `limit` messages of a room that are due, new and deferred ones in turns.
     pub(super) fn claim(
         &mut self,
+        room: Room,
         now: Timestamp,
         limit: usize,
         lease: Duration,
-    ) -> Vec<(QueueId, u64, P)> {
-        let ids = self.due(now, limit);
+    ) -> Vec<(QueueId, u64)> {
         let until = now.after(lease);
-        let mut claimed = Vec::with_capacity(ids.len());
-        for id in ids {
-            let Some(place) = self.slots.get(&id).map(|s| s.place) else { continue };
-            self.epoch += 1;
-            let lease = Lease { epoch: self.epoch, until, settling: false };
-            self.change(id, |leases, _| leases.insert(id, lease));
-            claimed.push((id, self.epoch, place));
+        let due = self.rooms.due(room, now, limit);
+        due.into_iter().map(|id| (id, self.lease(id, until, false))).collect()
+    }
+
+    /// Everything goes back to the entry; whether anything was elsewhere.
+    pub(super) fn regroup(&mut self) -> bool {
+        let any = self.rooms.regroup();
+        if any {
+            self.slots.values_mut().for_each(|slot| slot.room = Room::ENTRY);
         }
-        claimed
+        any
     }
 
-    /// Up to `limit` messages whose turn it is.
-    fn due(&mut self, now: Timestamp, limit: usize) -> Vec<QueueId> {
-        let (mut fresh, mut deferred) = (self.fresh.due(now), self.deferred.due(now));
-        let mut deferred_next = self.deferred_next;
-        let turns = std::iter::from_fn(|| {
-            let (id, was_deferred) = if deferred_next {
-                deferred.next().map(|id| (id, true)).or_else(|| Some((fresh.next()?, false)))?
-            } else {
-                fresh.next().map(|id| (id, false)).or_else(|| Some((deferred.next()?, true)))?
-            };
-            deferred_next = !was_deferred;
-            Some(id)
-        });
-        let ids = turns.take(limit).collect();
-        self.deferred_next = deferred_next;
-        ids
+    /// Whether a claim is the current one, and nothing of it is on its way to the disk.
+    pub(super) fn check(&self, id: QueueId, epoch: u64) -> Result<(), SpoolError> {
+        match self.leases.get(&id).filter(|lease| lease.epoch == epoch) {
+            Some(lease) if lease.writing => Err(SpoolError::InDelivery(id)),
+            Some(_) => Ok(()),
+            None => Err(SpoolError::Stale(id)),
+        }
     }
 
-    /// Begins to settle a claim. `false` when there is nothing to write down.
-    pub(super) fn settle(
+    /// Begins to write down what a claim says.
+    pub(super) fn begin(&mut self, id: QueueId, epoch: u64) -> Result<(), SpoolError> {
+        self.check(id, epoch)?;
+        self.set_writing(id, true);
+        Ok(())
+    }
+
+    /// Ends a claim of which nothing is to be written down.
+    pub(super) fn release(
         &mut self,
         id: QueueId,
         epoch: u64,
-        settlement: Settlement,
-    ) -> Result<bool, SpoolError> {
-        let current = self.leases.get(&id).is_some_and(|l| l.epoch == epoch && !l.settling);
-        if !current || !self.slots.contains_key(&id) {
-            return Err(SpoolError::Stale(id));
-        }
-        if let Settlement::Released(_, due) = settlement {
-            self.change(id, |leases, slot| {
-                leases.remove(&id);
-                slot.due = due;
-            });
-            return Ok(false);
-        }
-        self.change(id, |leases, _| {
-            if let Some(lease) = leases.get_mut(&id) {
-                lease.settling = true;
-            }
+        room: Room,
+        due: Timestamp,
+    ) -> Result<(), SpoolError> {
+        self.check(id, epoch)?;
+        self.change(id, |leases, slot| {
+            leases.remove(&id);
+            (slot.room, slot.due) = (room, due);
         });
-        Ok(true)
+        Ok(())
     }
 
     /// Begins an operator's action: nobody may claim the message until it is written down.
@@ -246,22 +219,35 @@ impl<P: Copy> Index<P> {
     ) -> Result<(Slot<P>, u64), SpoolError> {
         let slot = *self.slots.get(&id).ok_or(SpoolError::NotFound(id))?;
         let lease = self.leases.get(&id);
-        if lease.is_some_and(|l| l.settling || l.until > now) {
+        if lease.is_some_and(|l| l.writing || l.until > now) {
             return Err(SpoolError::InDelivery(id));
         }
         rules::check(id, slot.state, action)?;
-        self.epoch += 1;
-        let lease = Lease { epoch: self.epoch, until: now, settling: true };
-        self.change(id, |leases, _| leases.insert(id, lease));
-        Ok((slot, self.epoch))
+        Ok((slot, self.lease(id, now, true)))
     }
 
-    /// What was begun with [`settle`](Self::settle) or [`act`](Self::act) could not be written: the
-    /// message is as before, and due again when its lease ends.
-    pub(super) fn unsettle(&mut self, id: QueueId) {
+    /// What was begun with [`begin`](Self::begin) or [`act`](Self::act) was a note and is written,
+    /// or could not be written: the claim goes on, and the message is due again when its lease ends.
+    pub(super) fn resume(&mut self, id: QueueId) {
+        self.set_writing(id, false);
+    }
+
+    /// Gives a message to someone, under a new epoch. It leaves its room for good: what it waited
+    /// for there may be another thing when it comes back.
+    fn lease(&mut self, id: QueueId, until: Timestamp, writing: bool) -> u64 {
+        self.epoch += 1;
+        let lease = Lease { epoch: self.epoch, until, writing };
+        self.change(id, |leases, slot| {
+            slot.room = Room::ENTRY;
+            leases.insert(id, lease);
+        });
+        self.epoch
+    }
+
+    fn set_writing(&mut self, id: QueueId, writing: bool) {
         self.change(id, |leases, _| {
             if let Some(lease) = leases.get_mut(&id) {
-                lease.settling = false;
+                lease.writing = writing;
             }
         });
     }
@@ -300,12 +286,11 @@ impl<P: Copy> Index<P> {
 
     /// When a message is to be looked at again.
     fn turn(&self, id: QueueId, slot: &Slot<P>) -> Option<Timestamp> {
-        let waits = matches!(slot.state, QueueState::Incoming | QueueState::Deferred);
-        match self.leases.get(&id) {
-            Some(lease) if lease.settling || !waits => None,
-            Some(lease) => Some(lease.until),
-            None => waits.then_some(slot.due),
-        }
+        let time = match self.leases.get(&id) {
+            Some(lease) => (!lease.writing).then_some(lease.until),
+            None => Some(slot.due),
+        };
+        time.filter(|_| slot.waits())
     }
 
     /// Counts a message where it now stands.
@@ -315,7 +300,7 @@ impl<P: Copy> Index<P> {
         *counter(&mut self.stats, state) += 1;
         self.stats.bytes += slot.size;
         if let Some(turn) = self.turn(id, &slot) {
-            self.order(slot.state).0.insert((turn, id));
+            self.rooms.enter(slot.room, slot.state, turn, id);
         }
     }
 
@@ -326,15 +311,7 @@ impl<P: Copy> Index<P> {
         *counter(&mut self.stats, state) -= 1;
         self.stats.bytes -= slot.size;
         if let Some(turn) = self.turn(id, &slot) {
-            self.order(slot.state).0.remove(&(turn, id));
-        }
-    }
-
-    /// Where a message that is stored in this state waits.
-    const fn order(&mut self, state: QueueState) -> &mut Order {
-        match state {
-            QueueState::Deferred => &mut self.deferred,
-            _ => &mut self.fresh,
+            self.rooms.leave(slot.room, slot.state, turn, id);
         }
     }
 }
@@ -353,18 +330,67 @@ const fn counter(stats: &mut Stats, state: QueueState) -> &mut u64 {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::from_millis(5);
+    const LEASE: Duration = Duration::from_secs(1);
+
+    fn index_of(messages: u64) -> Index<()> {
+        let (state, room) = (QueueState::Incoming, Room::ENTRY);
+        let slot = Slot { state, room, due: NOW, size: 1, place: () };
+        Index::of((1..=messages).map(|n| (QueueId::from_u64(n), slot)).collect())
+    }
+
     #[test]
     fn an_action_that_failed_takes_no_claim_away_that_came_after_it() {
-        let (now, id) = (Timestamp::from_millis(5), QueueId::from_u64(1));
-        let mut index = Index::default();
-        index.put(id, Slot { state: QueueState::Incoming, due: now, size: 1, place: () });
-        let (_, epoch) = index.act(id, Action::Retry, now).unwrap();
+        let (id, mut index) = (QueueId::from_u64(1), index_of(1));
+        let (_, epoch) = index.act(id, Action::Retry, NOW).unwrap();
         // The writer tells the index first, and whoever waits for it afterwards.
-        index.unsettle(id);
-        let claimed = index.claim(now, 1, Duration::from_secs(1));
+        index.resume(id);
+        let claimed = index.claim(Room::ENTRY, NOW, 1, LEASE);
         index.unclaim(id, epoch);
         assert_eq!(index.stats().active, 1);
-        assert!(index.claim(now, 1, Duration::from_secs(1)).is_empty());
-        assert!(index.settle(id, claimed[0].1, Settlement::Finished).is_ok());
+        assert!(index.claim(Room::ENTRY, NOW, 1, LEASE).is_empty());
+        assert!(index.begin(id, claimed[0].1).is_ok());
+    }
+
+    #[test]
+    fn what_is_regrouped_while_an_action_is_written_is_at_the_entry_when_that_failed() {
+        let (id, mut index) = (QueueId::from_u64(1), index_of(1));
+        let (_, epoch) = index.claim(Room::ENTRY, NOW, 1, LEASE)[0];
+        index.release(id, epoch, Room(7), NOW).unwrap();
+        let (_, epoch) = index.act(id, Action::Retry, NOW).unwrap();
+        index.regroup();
+        index.unclaim(id, epoch);
+        assert_eq!((index.next_due(Room(7)), index.next_due(Room::ENTRY)), (None, Some(NOW)));
+    }
+
+    #[test]
+    fn while_a_note_is_on_its_way_the_claim_can_neither_lapse_nor_end() {
+        let (id, mut index) = (QueueId::from_u64(1), index_of(1));
+        let (_, epoch) = index.claim(Room::ENTRY, NOW, 1, LEASE)[0];
+        index.begin(id, epoch).unwrap();
+        assert_eq!(index.next_due(Room::ENTRY), None);
+        let refused = index.release(id, epoch, Room::ENTRY, NOW);
+        assert!(matches!(refused, Err(SpoolError::InDelivery(_))), "{refused:?}");
+        assert!(matches!(index.act(id, Action::Delete, NOW), Err(SpoolError::InDelivery(_))));
+        index.resume(id);
+        assert_eq!(index.next_due(Room::ENTRY), Some(NOW.after(LEASE)));
+        index.release(id, epoch, Room::ENTRY, NOW).unwrap();
+    }
+
+    /// Prints how long a million parked messages take: `--run-ignored all --no-capture`.
+    #[test]
+    #[ignore = "a measurement"]
+    #[expect(clippy::disallowed_methods, reason = "it reads a clock")]
+    fn a_million_messages_are_parked_and_regrouped() {
+        let mut index = index_of(1_000_000);
+        let begun = std::time::Instant::now();
+        for (id, epoch) in index.claim(Room::ENTRY, NOW, usize::MAX, LEASE) {
+            index.release(id, epoch, Room(1), NOW).unwrap();
+        }
+        eprintln!("parked after {:?}", begun.elapsed());
+        let begun = std::time::Instant::now();
+        assert!(index.regroup());
+        eprintln!("regrouped in {:?}", begun.elapsed());
+        assert_eq!((index.next_due(Room(1)), index.next_due(Room::ENTRY)), (None, Some(NOW)));
     }
 }

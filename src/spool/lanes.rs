@@ -23,6 +23,8 @@ pub(super) struct Job {
     pub(super) body: Vec<u8>,
     /// The body, when it has a file. Removed with the job unless the record is written.
     pub(super) big: Option<BigFile>,
+    /// Whether the claim of the message goes on.
+    pub(super) is_note: bool,
     /// To be remembered when it is finished.
     pub(super) finished: Option<Message>,
     /// Who waits for it.
@@ -36,7 +38,18 @@ impl Job {
     /// A record that nobody waits for.
     pub(super) fn copy(header: Header, meta: Vec<u8>, body: Vec<u8>) -> Self {
         let (done, _) = oneshot::channel();
-        Self { header, meta, body, big: None, finished: None, done, room: None, memory: None }
+        Self { body, ..Self::change(header, meta, None, done) }
+    }
+
+    /// A record that changes the state of a message, or its metadata.
+    pub(super) fn change(
+        header: Header,
+        meta: Vec<u8>,
+        room: Option<OwnedSemaphorePermit>,
+        done: oneshot::Sender<Result<(), SpoolError>>,
+    ) -> Self {
+        let (body, big, is_note, finished, memory) = (Vec::new(), None, false, None, None);
+        Self { header, meta, body, big, is_note, finished, done, room, memory }
     }
 
     /// Whether it brings a new message.

@@ -24,13 +24,12 @@ use super::shared::{Shared, State, blocking};
 use super::storage::{Disk, File, Storage};
 use super::writer::{self, Writer};
 use super::{
-    Action, Claim, Draft, Entry, Settings, Settlement, Spool, SpoolError, Stats, encode_message,
-    io_error,
+    Action, Claim, Draft, Entry, Room, Settings, Settlement, Spool, SpoolError, Stats,
+    encode_message, io_error,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::event::SpoolUnreadable;
 use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState};
-use crate::spool::Room;
 
 /// The wait after a message could not be read from the disk.
 const READ_AGAIN: Duration = Duration::from_mins(1);
@@ -131,6 +130,37 @@ impl SegmentLog {
         Ok(LogDraft::new(Arc::clone(&self.core), id))
     }
 
+    /// Writes down the message of a claim: in the state and due at the time that end the claim, or
+    /// as a note.
+    async fn write(
+        &self,
+        claim: &Claim,
+        end: Option<(QueueState, Timestamp)>,
+    ) -> Result<(), SpoolError> {
+        let (id, epoch) = (claim.message.id, claim.epoch);
+        let room = self.core.lanes.state_room().await?;
+        let slot = self.core.state().ledger.index.slot(id).copied().ok_or(SpoolError::Stale(id))?;
+        let message = Message { size: slot.size, ..claim.message.clone() };
+        let (state, due) = end.unwrap_or((slot.state, slot.due));
+        let (job, answer) = change(message, state, due, room)?;
+        self.core.state().ledger.index.begin(id, epoch)?;
+        if let Err(closed) = self.core.lanes.push(Job { is_note: end.is_none(), ..job }) {
+            self.core.state().ledger.index.resume(id);
+            return Err(closed);
+        }
+        answer.await.unwrap_or(Err(SpoolError::Closed))
+    }
+
+    fn release(&self, claim: &Claim, room: Room, due: Timestamp) -> Result<(), SpoolError> {
+        self.check_open()?;
+        self.core.state().ledger.index.release(claim.message.id, claim.epoch, room, due)?;
+        // Whoever fills another room must not be woken by it, again and again.
+        if room == Room::ENTRY {
+            self.core.announce();
+        }
+        Ok(())
+    }
+
     /// Writes what waits, then ends the writer. Blocks.
     fn stop(core: &Shared, writer: Option<JoinHandle<()>>) {
         core.lanes.close();
@@ -177,16 +207,13 @@ impl Spool for SegmentLog {
         lease: Duration,
     ) -> Result<Vec<Claim>, SpoolError> {
         self.check_open()?;
-        if room != Room::ENTRY {
-            return Ok(Vec::new());
-        }
-        let claimed = self.core.state().ledger.index.claim(now, limit, lease);
+        let claimed = self.core.state().ledger.index.claim(room, now, limit, lease);
         if claimed.is_empty() {
             return Ok(Vec::new());
         }
         let core = Arc::clone(&self.core);
         blocking(move || {
-            let read = |(id, epoch, _): (QueueId, u64, Where)| match core.read(id) {
+            let read = |(id, epoch): (QueueId, u64)| match core.read(id) {
                 Ok(message) => Some(Claim { message, epoch }),
                 Err(error) => {
                     unreadable(&core, id, epoch, now, &error);
@@ -211,44 +238,28 @@ impl Spool for SegmentLog {
     }
 
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError> {
-        let (id, epoch) = (claim.message.id, claim.epoch);
-        let room = self.core.lanes.state_room().await?;
-        let (state, due) = match settlement {
+        let next = match settlement {
             Settlement::Finished => (QueueState::Sent, Timestamp::default()),
             Settlement::Deferred(due) => (QueueState::Deferred, due),
             Settlement::Held => (QueueState::Held, self.core.clock.wall()),
             Settlement::Dead => (QueueState::Dead, self.core.clock.wall()),
-            Settlement::Released(..) => {
-                self.core.state().ledger.index.settle(id, epoch, settlement)?;
-                self.core.announce();
-                return Ok(());
-            }
+            Settlement::Released(room, due) => return self.release(claim, room, due),
         };
-        let size = self.core.state().ledger.index.slot(id).map(|s| s.size);
-        let size = size.ok_or(SpoolError::Stale(id))?;
-        let message = Message { size, ..claim.message.clone() };
-        let meta = if state == QueueState::Sent { Vec::new() } else { encode_message(&message)? };
-        let finished = (state == QueueState::Sent).then_some(message);
-        let (job, answer) = change(id, state, due, meta, finished, room);
-        self.core.state().ledger.index.settle(id, epoch, settlement)?;
-        if let Err(closed) = self.core.lanes.push(job) {
-            self.core.state().ledger.index.unsettle(id);
-            return Err(closed);
-        }
-        answer.await.unwrap_or(Err(SpoolError::Closed))
+        self.write(claim, Some(next)).await
     }
 
-    async fn note(&self, _claim: &Claim) -> Result<(), SpoolError> {
-        Ok(())
+    async fn note(&self, claim: &Claim) -> Result<(), SpoolError> {
+        self.write(claim, None).await
     }
-
-    fn regroup(&self) {}
 
     fn next_due(&self, room: Room) -> Option<Timestamp> {
-        if room != Room::ENTRY {
-            return None;
+        self.core.state().ledger.index.next_due(room)
+    }
+
+    fn regroup(&self) {
+        if self.core.state().ledger.index.regroup() {
+            self.core.announce();
         }
-        self.core.state().ledger.index.next_due()
     }
 
     async fn wait(&self) {
@@ -302,16 +313,15 @@ impl Spool for SegmentLog {
         blocking(move || {
             let (before, epoch) = core.state().ledger.index.act(id, action, now)?;
             let acted = (|| {
-                let (state, due, meta) = if action == Action::Delete {
+                let (job, answer) = if action == Action::Delete {
                     // A damaged message can be deleted too: it isn't read.
-                    (QueueState::Sent, now, Vec::new())
+                    record(id, QueueState::Sent, now, Vec::new(), room)
                 } else {
                     let mut message = core.read(id)?;
                     let (state, due) =
-                        rules::apply(&mut message, before.state, before.due, action, now);
-                    (state, due, encode_message(&message)?)
+                        rules::apply(&mut message, before.state, before.due, action, now)?;
+                    change(message, state, due, room)?
                 };
-                let (job, answer) = change(id, state, due, meta, None, room);
                 core.lanes.push(job)?;
                 answer.blocking_recv().unwrap_or(Err(SpoolError::Closed))
             })();
@@ -336,20 +346,33 @@ impl Spool for SegmentLog {
     }
 }
 
-/// A job that changes a message's state or, as [`QueueState::Sent`], ends it.
+/// A job that stores a message in a state or, as [`QueueState::Sent`], ends it.
 fn change(
+    message: Message,
+    state: QueueState,
+    due: Timestamp,
+    room: OwnedSemaphorePermit,
+) -> Result<(Job, Answer), SpoolError> {
+    let is_end = state == QueueState::Sent;
+    let meta = if is_end { Vec::new() } else { encode_message(&message)? };
+    let (job, answer) = record(message.id, state, due, meta, room);
+    Ok((Job { finished: is_end.then_some(message), ..job }, answer))
+}
+
+/// What the writer says of a job.
+type Answer = oneshot::Receiver<Result<(), SpoolError>>;
+
+fn record(
     id: QueueId,
     state: QueueState,
     due: Timestamp,
     meta: Vec<u8>,
-    finished: Option<Message>,
     room: OwnedSemaphorePermit,
-) -> (Job, oneshot::Receiver<Result<(), SpoolError>>) {
+) -> (Job, Answer) {
     let kind = if state == QueueState::Sent { Kind::Done } else { Kind::State };
     let header = Header { kind, state, id, due, body_len: 0, body_crc: 0 };
     let (done, answer) = oneshot::channel();
-    let (body, big, room, memory) = (Vec::new(), None, Some(room), None);
-    (Job { header, meta, body, big, finished, done, room, memory }, answer)
+    (Job::change(header, meta, Some(room), done), answer)
 }
 
 fn entry(view: View<Where>, message: Message) -> Entry {
@@ -367,9 +390,9 @@ fn unreadable(core: &Shared, id: QueueId, epoch: u64, now: Timestamp, error: &Sp
             state.ledger.incomplete = true;
         }
         _ => {
-            let later = Settlement::Released(Room::ENTRY, now.after(READ_AGAIN));
             // Stale means that someone else has taken care of it.
-            let _ = state.ledger.index.settle(id, epoch, later);
+            let later = now.after(READ_AGAIN);
+            let _ = state.ledger.index.release(id, epoch, Room::ENTRY, later);
         }
     }
     drop(state);

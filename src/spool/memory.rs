@@ -79,12 +79,22 @@ impl State {
         Some(Entry { message, state: view.state, due: view.due })
     }
 
-    fn store(&mut self, mut message: Message, state: QueueState, due: Timestamp) {
+    /// Stores a message in a state or, as [`QueueState::Sent`], ends it.
+    fn store(&mut self, message: Message, state: QueueState, due: Timestamp) {
         let id = message.id;
-        let Some((old, _)) = self.messages.get_mut(&id) else { return };
-        message.size = old.size;
-        self.index.put(id, Slot { state, due, size: old.size, place: () });
-        *old = message;
+        if state == QueueState::Sent {
+            self.remove(id);
+            self.recent.push(message);
+        } else if let Some(size) = self.replace(message) {
+            self.index.put(id, Slot { state, room: Room::ENTRY, due, size, place: () });
+        }
+    }
+
+    /// Puts a message in the place of what it was before; its size, which stays.
+    fn replace(&mut self, message: Message) -> Option<u64> {
+        let (old, _) = self.messages.get_mut(&message.id)?;
+        *old = Message { size: old.size, ..message };
+        Some(old.size)
     }
 
     fn remove(&mut self, id: QueueId) {
@@ -113,13 +123,10 @@ impl Spool for MemorySpool {
         limit: usize,
         lease: Duration,
     ) -> Result<Vec<Claim>, SpoolError> {
-        if room != Room::ENTRY {
-            return Ok(Vec::new());
-        }
         let mut state = self.core.open()?;
-        let claimed = state.index.claim(now, limit, lease);
+        let claimed = state.index.claim(room, now, limit, lease);
         let claim =
-            |(id, epoch, ())| Some(Claim { message: state.messages.get(&id)?.0.clone(), epoch });
+            |(id, epoch)| Some(Claim { message: state.messages.get(&id)?.0.clone(), epoch });
         Ok(claimed.into_iter().filter_map(claim).collect())
     }
 
@@ -134,39 +141,44 @@ impl Spool for MemorySpool {
     }
 
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError> {
-        let (id, message) = (claim.message.id, claim.message.clone());
+        let (id, epoch, now) = (claim.message.id, claim.epoch, self.core.clock.wall());
         let mut state = self.core.open()?;
-        state.index.settle(id, claim.epoch, settlement)?;
-        match settlement {
-            Settlement::Finished => {
-                state.remove(id);
-                state.recent.push(message);
+        state.index.check(id, epoch)?;
+        let (next, due) = match settlement {
+            Settlement::Finished => (QueueState::Sent, now),
+            Settlement::Deferred(due) => (QueueState::Deferred, due),
+            Settlement::Held => (QueueState::Held, now),
+            Settlement::Dead => (QueueState::Dead, now),
+            Settlement::Released(room, due) => {
+                state.index.release(id, epoch, room, due)?;
+                drop(state);
+                if room == Room::ENTRY {
+                    self.core.announce();
+                }
+                return Ok(());
             }
-            Settlement::Deferred(due) => state.store(message, QueueState::Deferred, due),
-            Settlement::Held => {
-                state.store(message, QueueState::Held, self.core.clock.wall());
-            }
-            Settlement::Dead => {
-                state.store(message, QueueState::Dead, self.core.clock.wall());
-            }
-            Settlement::Released(..) => {}
-        }
+        };
+        state.store(claim.message.clone(), next, due);
         drop(state);
         self.core.announce();
         Ok(())
     }
 
-    async fn note(&self, _claim: &Claim) -> Result<(), SpoolError> {
+    async fn note(&self, claim: &Claim) -> Result<(), SpoolError> {
+        let mut state = self.core.open()?;
+        state.index.check(claim.message.id, claim.epoch)?;
+        state.replace(claim.message.clone());
         Ok(())
     }
 
-    fn regroup(&self) {}
-
     fn next_due(&self, room: Room) -> Option<Timestamp> {
-        if room != Room::ENTRY {
-            return None;
+        self.core.state().index.next_due(room)
+    }
+
+    fn regroup(&self) {
+        if self.core.state().index.regroup() {
+            self.core.announce();
         }
-        self.core.state().index.next_due()
     }
 
     async fn wait(&self) {
@@ -198,20 +210,20 @@ impl Spool for MemorySpool {
 
     async fn act(&self, id: QueueId, action: Action, now: Timestamp) -> Result<(), SpoolError> {
         let mut state = self.core.open()?;
-        let (before, _) = state.index.act(id, action, now)?;
+        let (before, epoch) = state.index.act(id, action, now)?;
         let Some((message, _)) = state.messages.get(&id) else {
             return Err(SpoolError::NotFound(id));
         };
         let mut message = message.clone();
-        if action == Action::Delete {
-            state.remove(id);
-        } else {
-            let (to, due) = rules::apply(&mut message, before.state, before.due, action, now);
-            state.store(message, to, due);
+        let applied = rules::apply(&mut message, before.state, before.due, action, now);
+        match &applied {
+            _ if action == Action::Delete => state.remove(id),
+            Ok((to, due)) => state.store(message, *to, *due),
+            Err(_) => state.index.unclaim(id, epoch),
         }
         drop(state);
         self.core.announce();
-        Ok(())
+        applied.map(|_| ())
     }
 
     async fn close(&self) {
@@ -244,7 +256,7 @@ impl Draft for MemoryDraft {
         let (state, due, size) = (QueueState::Incoming, message.received, message.size);
         let mut spool = core.open()?;
         spool.messages.insert(id, (message, body.into()));
-        spool.index.put(id, Slot { state, due, size, place: () });
+        spool.index.put(id, Slot { state, room: Room::ENTRY, due, size, place: () });
         drop(spool);
         core.announce();
         Ok(())

@@ -21,6 +21,7 @@ mod place;
 mod recent;
 mod record;
 mod recovery;
+mod rooms;
 mod rules;
 mod segment;
 mod settings;
@@ -60,7 +61,7 @@ pub trait Spool: Send + Sync + 'static {
     async fn draft(&self) -> Result<Box<dyn Draft>, SpoolError>;
 
     /// Takes up to `limit` messages of a room that are due at `now`, each for as long as `lease`. A
-    /// claim that was neither settled nor extended by then may be given out again.
+    /// claim that was not settled by then may be given out again, at the entry.
     ///
     /// Fair between new and deferred messages: while both are due they are taken in turns, also
     /// over several calls, so a backlog of either never keeps back the other. Within each the
@@ -84,23 +85,29 @@ pub trait Spool: Send + Sync + 'static {
     /// After an error that is not [`SpoolError::Stale`] the claim still holds: try again, or what
     /// was delivered will be delivered once more. Fails with `Stale` when the claim is no longer
     /// the current one: the lease ran out and someone else has it, or an operator deleted the
-    /// message.
+    /// message; with [`SpoolError::InDelivery`] while another call for this claim, whose caller did
+    /// not wait for its end, is still at work.
     async fn settle(&self, claim: &Claim, settlement: Settlement) -> Result<(), SpoolError>;
 
     /// Writes down the changed message of a claim, which goes on; `Ok` means durable. Should the
-    /// process end before the claim is settled, the message is found as noted, and due.
+    /// process end before the claim is settled, the message is found as noted, in the state it had
+    /// before it was claimed, and due.
     ///
-    /// Fails as [`settle`](Self::settle) does.
+    /// Fails as [`settle`](Self::settle) does. After an error of the disk the claim holds, and the
+    /// message is as before as long as this process runs; the next may find either.
     async fn note(&self, claim: &Claim) -> Result<(), SpoolError>;
 
     /// When the next message of a room falls due; `None` when nothing waits there for a time.
     fn next_due(&self, room: Room) -> Option<Timestamp>;
 
-    /// Puts everything back into [`Room::ENTRY`]: what the messages wait for is to be found out anew.
+    /// Puts everything back into [`Room::ENTRY`], due when it was: what the messages wait for is to
+    /// be found out anew.
     fn regroup(&self);
 
-    /// Returns when something may have become due sooner than [`next_due`](Self::next_due) said. It
-    /// may return without reason, and it never misses a change made after it was called.
+    /// Returns when something may have become due at the entry sooner than
+    /// [`next_due`](Self::next_due) said. It may return without reason, and it never misses a change
+    /// made after it was called. Nobody hears of what is released into another room but the one who
+    /// does it.
     async fn wait(&self);
 
     /// How much is in it. Cheap.
@@ -171,7 +178,7 @@ pub enum Settlement {
     Dead,
     /// Store the changed message, and wait for the operator.
     Held,
-    /// Nothing was tried: give it back unchanged, due at this time, in this room.
+    /// Nothing was tried: give it back as it is stored, due at this time, in this room.
     Released(Room, Timestamp),
 }
 
@@ -179,17 +186,18 @@ pub enum Settlement {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Due now.
+    /// Due now, and upstreams that would not have it are asked again.
     Retry,
     /// Kept back until released.
     Hold,
-    /// Back into the queue, due now.
+    /// Back into the queue, due now, to be tried like one that is [retried](Self::Retry).
     Release,
-    /// Out of the dead letters back into the queue: failed recipients are tried again.
+    /// Out of the dead letters back into the queue: failed recipients are tried again, by any
+    /// upstream, but for those that one upstream may have served.
     Requeue,
-    /// What is unconfirmed has arrived: the operator says so.
+    /// What is unconfirmed has arrived: the operator says so. Refused when nothing is unconfirmed.
     Confirm,
-    /// What is unconfirmed has not arrived: it is sent again, by any way.
+    /// What is unconfirmed has not arrived: it is sent again, by any way. Refused as above.
     Resend,
     /// Gone for good.
     Delete,

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Room;
 use super::big;
 use super::index::{Index, Slot};
 use super::place::OpenError;
-use super::record::{self, Bad, Decoded, Kind, MAGIC, SEGMENT_HEADER, Seed, SegmentHeader};
+use super::record::{self, Bad, Decoded, Header, Kind, MAGIC, SEGMENT_HEADER, Seed, SegmentHeader};
 use super::segment::{self, At, FIRST, Names, Segment};
 use super::snapshot::{self, Point, Snapshot};
 use super::storage::{File, Open, Storage};
@@ -81,7 +82,7 @@ pub(super) struct Tail {
 }
 
 /// A million messages must fit in 200 MB: this, its id, and its place in the due order.
-const _: () = assert!(size_of::<Slot<Where>>() <= 56, "entries of the index are small");
+const _: () = assert!(size_of::<Slot<Where>>() <= 48, "entries of the index are small");
 
 /// A log that was read.
 pub(super) struct Log {
@@ -333,7 +334,8 @@ impl Ledger {
         };
         let size = known.filter(|_| header.kind == Kind::State).map_or(header.body_len, |s| s.size);
         self.need(place, true);
-        let slot = Slot { state: header.state, due: header.due, size, place };
+        let Header { state, due, .. } = *header;
+        let slot = Slot { state, room: Room::ENTRY, due, size, place };
         if let Some(old) = self.index.put(header.id, slot) {
             self.need(old, false);
         }
@@ -345,6 +347,18 @@ impl Ledger {
         let Some(old) = self.index.slot(id).map(|slot| slot.place) else { return };
         let octets = u32::try_from(octets).unwrap_or(u32::MAX);
         let place = Where { body: at, meta: at, octets, update: 0, big: old.big };
+        self.relocate(id, old, place);
+    }
+
+    /// The metadata of a claimed message was replaced; the claim goes on.
+    pub(super) fn noted(&mut self, id: QueueId, at: At, octets: u64) {
+        let Some(old) = self.index.slot(id).map(|slot| slot.place) else { return };
+        let update = u32::try_from(octets).unwrap_or(u32::MAX);
+        self.relocate(id, old, Where { meta: at, update, ..old });
+        self.index.resume(id);
+    }
+
+    fn relocate(&mut self, id: QueueId, old: Where, place: Where) {
         self.index.relocate(id, place);
         self.need(place, true);
         self.need(old, false);

@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Room;
 use super::index::Slot;
 use super::record::{state_byte, state_of, u32_at, u64_at};
 use super::recovery::Where;
@@ -203,6 +204,7 @@ fn decode_entry(entry: &[u8]) -> Option<(QueueId, Slot<Where>)> {
     };
     let slot = Slot {
         state: state_of(*entry.get(48)?)?,
+        room: Room::ENTRY,
         due: Timestamp::from_millis(u64_at(entry, 8)?),
         size: u64_at(entry, 16)?,
         place,

@@ -294,6 +294,10 @@ impl Writer {
         let mut state = self.core.state();
         state.gate.succeeded();
         for (job, at) in jobs.iter_mut().zip(places) {
+            if job.is_note {
+                state.ledger.noted(job.header.id, *at, job.len());
+                continue;
+            }
             let decoded = Decoded { header: job.header, sequence: 0, meta_len: job.meta.len() };
             gone.extend(state.ledger.apply(&decoded, *at));
             if let Some(big) = &mut job.big {
@@ -304,11 +308,11 @@ impl Writer {
             }
         }
         drop(state);
-        let mail = jobs.iter().any(|j| j.header.kind != Kind::Done);
+        let waits = jobs.iter().any(|j| j.header.kind != Kind::Done && !j.is_note);
         for job in jobs {
             job.answer(Ok(()));
         }
-        if mail {
+        if waits {
             self.core.announce();
         }
         self.remove_bodies(&gone);
@@ -324,7 +328,7 @@ impl Writer {
     fn fail(&self, jobs: Vec<Job>, error: &SpoolError) {
         for job in jobs {
             if !job.is_mail() {
-                self.core.state().ledger.index.unsettle(job.header.id);
+                self.core.state().ledger.index.resume(job.header.id);
             }
             job.answer(Err(error.clone()));
         }

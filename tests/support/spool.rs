@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use postgate::clock::{ManualClock, Timestamp};
 use postgate::mail::{
-    Body, BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState,
-    ReversePath,
+    Blame, Body, BodyKind, Client, EnhancedStatus, Envelope, Failure, ForwardPath, Handoff,
+    Mailbox, Message, QueueId, QueueState, RecipientStatus, Remedy, ReversePath, Stage,
 };
-use postgate::spool::Room;
 use postgate::spool::{
-    Action, Claim, Entry, Recovered, SegmentLog, Settings, Settlement, Spool, SpoolError,
+    Action, Claim, Entry, Recovered, Room, SegmentLog, Settings, Settlement, Spool, SpoolError,
 };
 
 use crate::machine::{Machine, MachineStorage};
@@ -26,6 +25,8 @@ pub const EIO: i32 = 5;
 pub const ENOSPC: i32 = 28;
 /// Larger than what goes into the log.
 const LARGE: usize = (512 << 10) + 3000;
+/// Messages are released into so many rooms.
+const ROOMS: u8 = 3;
 
 /// What was promised.
 #[derive(Clone, Default)]
@@ -53,7 +54,13 @@ struct Known {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stand {
     Gone,
-    Here { state: QueueState, due: Option<Timestamp>, attempts: u32 },
+    Here {
+        state: QueueState,
+        due: Option<Timestamp>,
+        attempts: u32,
+        /// What a note says.
+        unconfirmed: bool,
+    },
 }
 
 /// A spool, its machine, and its ledger.
@@ -134,7 +141,9 @@ impl Life {
             62..72 => self.put_together(2 + usize::from(with % 7)).await,
             72..80 => self.give_up(usize::from(with)).await,
             80..120 => self.claim(1 + usize::from(with % 4)).await,
-            120..190 => self.settle(with, Settlement::Finished).await,
+            120..170 => self.settle(with, Settlement::Finished).await,
+            170..188 => self.note(with).await,
+            188..190 => self.settle(with, Settlement::Held).await,
             190..205 => {
                 let due = self.now.after(Duration::from_millis(u64::from(with) * 3));
                 self.settle(with, Settlement::Deferred(due)).await;
@@ -142,13 +151,17 @@ impl Life {
             205..210 => self.settle(with, Settlement::Dead).await,
             210..218 => {
                 let due = self.now.after(Duration::from_millis(u64::from(with)));
-                self.settle(with, Settlement::Released(Room::ENTRY, due)).await;
+                let room = Room(u16::from(with % ROOMS));
+                self.settle(with, Settlement::Released(room, due)).await;
             }
-            218..224 => self.act(with, Action::Hold).await,
+            218 => self.log.regroup(),
+            219..224 => self.act(with, Action::Hold).await,
             224..232 => self.act(with, Action::Release).await,
             232..236 => self.act(with, Action::Retry).await,
-            236..242 => self.act(with, Action::Requeue).await,
-            242..249 => self.act(with, Action::Delete).await,
+            236..240 => self.act(with, Action::Requeue).await,
+            240..242 => self.act(with, Action::Confirm).await,
+            242..244 => self.act(with, Action::Resend).await,
+            244..249 => self.act(with, Action::Delete).await,
             249.. => self.now = self.now.after(LEASE),
         }
     }
@@ -228,7 +241,11 @@ impl Life {
     }
 
     async fn claim(&mut self, limit: usize) {
-        let claims = self.log.claim(Room::ENTRY, self.now, limit, LEASE).await.unwrap();
+        let mut claims = Vec::new();
+        for room in (0..ROOMS).map(u16::from).map(Room) {
+            let left = limit - claims.len();
+            claims.extend(self.log.claim(room, self.now, left, LEASE).await.unwrap());
+        }
         for claim in claims {
             let id = claim.message.id;
             let size = self.ledger.lock().unwrap().messages[&id].size;
@@ -238,24 +255,25 @@ impl Life {
         }
     }
 
-    async fn settle(&mut self, which: u8, settlement: Settlement) {
+    /// The place of some claim; `None` when nothing can be claimed.
+    async fn some_claim(&mut self, which: u8) -> Option<usize> {
         if self.claims.is_empty() {
             self.claim(2).await;
         }
-        if self.claims.is_empty() {
-            return;
-        }
-        let mut claim = self.claims.swap_remove(usize::from(which) % self.claims.len());
+        usize::from(which).checked_rem(self.claims.len())
+    }
+
+    async fn settle(&mut self, which: u8, settlement: Settlement) {
+        let Some(place) = self.some_claim(which).await else { return };
+        let mut claim = self.claims.swap_remove(place);
         let id = claim.message.id;
         claim.message.attempts += 1;
-        let attempts = claim.message.attempts;
+        let here = |state, due| Stand::here(&claim.message, state, due);
         let next = match settlement {
             Settlement::Finished => Stand::Gone,
-            Settlement::Deferred(due) => {
-                Stand::Here { state: QueueState::Deferred, due: Some(due), attempts }
-            }
-            Settlement::Held => Stand::Here { state: QueueState::Held, due: None, attempts },
-            Settlement::Dead => Stand::Here { state: QueueState::Dead, due: None, attempts },
+            Settlement::Deferred(due) => here(QueueState::Deferred, Some(due)),
+            Settlement::Held => here(QueueState::Held, None),
+            Settlement::Dead => here(QueueState::Dead, None),
             Settlement::Released(..) => {
                 if self.log.settle(&claim, settlement).await.is_ok()
                     && let Some(known) = self.ledger.lock().unwrap().messages.get_mut(&id)
@@ -268,6 +286,30 @@ impl Life {
         self.ledger.lock().unwrap().begin(id, next);
         let settled = self.log.settle(&claim, settlement).await;
         self.ledger.lock().unwrap().end(id, next, &settled, self.faulty);
+    }
+
+    /// Writes a note for a claim, which goes on.
+    async fn note(&mut self, which: u8) {
+        let Some(place) = self.some_claim(which).await else { return };
+        let claim = &mut self.claims[place];
+        let id = claim.message.id;
+        claim.message.attempts += 1;
+        claim.message.status[0] =
+            RecipientStatus::Unconfirmed { upstream: "core".into(), failure: failure() };
+        let known = self.ledger.lock().unwrap().messages.get(&id).cloned();
+        // It stands where it stood, with the note.
+        let Some(Known { now: Stand::Here { state, due, .. }, any_due, .. }) = known else {
+            assert!(self.log.note(claim).await.is_err());
+            return;
+        };
+        let next = Stand::here(&claim.message, state, due);
+        self.ledger.lock().unwrap().begin(id, next);
+        let noted = self.log.note(claim).await;
+        let mut ledger = self.ledger.lock().unwrap();
+        ledger.end(id, next, &noted, self.faulty);
+        if let Some(known) = ledger.messages.get_mut(&id) {
+            known.any_due = any_due;
+        }
     }
 
     async fn act(&self, which: u8, action: Action) {
@@ -301,7 +343,7 @@ async fn put(log: &SegmentLog, ledger: &Mutex<Ledger>, now: Timestamp, size: usi
             return;
         }
     }
-    let stored = Stand::Here { state: QueueState::Incoming, due: Some(now), attempts: 0 };
+    let stored = Stand::here(&message(id, now), QueueState::Incoming, Some(now));
     let known = Known {
         size,
         now: Stand::Gone,
@@ -444,12 +486,17 @@ pub async fn whole(log: &SegmentLog) -> Result<BTreeSet<QueueId>, String> {
 
 impl Stand {
     fn of(entry: &Entry) -> Self {
-        Self::Here { state: entry.state, due: entry.due, attempts: entry.message.attempts }
+        Self::here(&entry.message, entry.state, entry.due)
+    }
+
+    fn here(message: &Message, state: QueueState, due: Option<Timestamp>) -> Self {
+        let unconfirmed = message.status[0].unconfirmed().is_some();
+        Self::Here { state, due, attempts: message.attempts, unconfirmed }
     }
 
     fn is(self, other: Self, any_due: bool) -> bool {
         let without_due = |stand| match stand {
-            Self::Here { state, attempts, .. } => Some((state, attempts)),
+            Self::Here { state, attempts, unconfirmed, .. } => Some((state, attempts, unconfirmed)),
             Self::Gone => None,
         };
         self == other || any_due && without_due(self) == without_due(other)
@@ -458,16 +505,20 @@ impl Stand {
     /// What an operator's action makes of it; `None` when it does not fit.
     fn after(self, action: Action, now: Timestamp) -> Option<Self> {
         use QueueState::{Dead, Deferred, Held, Incoming};
-        let Self::Here { state, attempts, .. } = self else { return None };
+        let Self::Here { state, attempts, unconfirmed, .. } = self else { return None };
         let (state, due) = match (action, state) {
-            (Action::Delete, _) => return Some(Self::Gone),
+            (Action::Confirm | Action::Resend, _) if !unconfirmed => return None,
+            (Action::Delete | Action::Confirm, _) => return Some(Self::Gone),
             (Action::Retry, Incoming | Deferred) => (state, Some(now)),
             (Action::Hold, Incoming | Deferred) => (Held, None),
             (Action::Release, Held) if attempts == 0 => (Incoming, Some(now)),
-            (Action::Release, Held) | (Action::Requeue, Dead) => (Deferred, Some(now)),
+            (Action::Resend, _) | (Action::Release, Held) | (Action::Requeue, Dead) => {
+                (Deferred, Some(now))
+            }
             _ => return None,
         };
-        Some(Self::Here { state, due, attempts })
+        let unconfirmed = unconfirmed && action != Action::Resend;
+        Some(Self::Here { state, due, attempts, unconfirmed })
     }
 }
 
@@ -490,6 +541,18 @@ fn octets(body: &Body) -> Vec<u8> {
             return all;
         }
         all.extend_from_slice(&chunk);
+    }
+}
+
+fn failure() -> Failure {
+    Failure {
+        stage: Stage::EndOfData,
+        blame: Blame::Upstream,
+        handoff: Handoff::Unknown,
+        remedy: Remedy::Time,
+        reply: None,
+        status: EnhancedStatus::new(4, 4, 2),
+        detail: "the answer was lost".into(),
     }
 }
 

@@ -4,6 +4,7 @@ mod damage;
 mod faults;
 mod limits;
 mod model;
+mod notes;
 mod snapshots;
 mod tools;
 
