@@ -407,6 +407,7 @@ fn breaker(mut s: Section<'_>) -> breaker::Settings {
         open_max: s.within("open_max", default.open_max, secs(1)..=hours(24)),
         probes: s.within("probes", default.probes, 1..=1000),
         dwell: s.within("dwell", default.dwell, secs(0)..=hours(1)),
+        hold_probe: s.within("hold_probe", default.hold_probe, secs(1)..=hours(24)),
     };
     if breaker.open_for > breaker.open_max {
         s.error("open_for", "is more than open_max", "the first rest is the shortest");
