@@ -49,7 +49,7 @@ pub enum Unit {
 }
 
 /// What may be handed over now. Without a rate: everything, but for pauses.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Bucket {
     rate: Option<Rate>,
     /// Tokens at `at`; a debt when negative.
@@ -93,24 +93,19 @@ impl Bucket {
     /// When the next attempt may start: now or earlier, when it may start now.
     pub fn ready(&self, now: Instant) -> Instant {
         let now = self.row.map_or(now, |row| row.until.max(now));
-        if self.rate.is_none() {
-            return now;
-        }
-        let mut then = Self { rate: self.rate, ..*self };
+        let mut then = self.clone();
         then.fill(now);
-        // The share grows while it waits: from step to step, of which there are few.
-        loop {
-            let missing = 1.0 - ROUNDING - then.level;
-            if missing <= 0.0 {
-                return then.at.unwrap_or(now);
-            }
-            let wait = Duration::try_from_secs_f64((missing + ROUNDING / 2.0) / then.speed());
-            let paid = now_and(then.at.unwrap_or(now), wait.unwrap_or(Duration::MAX));
-            match then.slowed {
-                Some(slowed) if slowed.grows < paid => then.fill(slowed.grows),
-                _ => return paid,
-            }
+        let mut at = now;
+        // The rate grows while it waits: from step to step, of which there are few.
+        while self.rate.is_some() && then.level < 1.0 - ROUNDING {
+            let wait = Duration::try_from_secs_f64((1.0 - then.level) / then.speed());
+            // A nanosecond more, for the one that may have been rounded off.
+            let wait = wait.unwrap_or(Duration::MAX).saturating_add(Duration::from_nanos(1));
+            let paid = now_and(at, wait);
+            at = then.slowed.map_or(paid, |slowed| slowed.grows.min(paid));
+            then.fill(at);
         }
+        at
     }
 
     /// An attempt for so many recipients starts.
@@ -162,7 +157,7 @@ impl Bucket {
 
     /// Lets in what came in until `until` at the present speed. Nothing comes in during a pause.
     fn pour(&mut self, until: Instant) {
-        let Some(at) = self.at.filter(|at| *at < until) else { return };
+        let Some(at) = self.at.filter(|at| self.rate.is_some() && *at < until) else { return };
         let start = self.row.map_or(at, |row| row.until.max(at));
         let seconds = until.saturating_duration_since(start).as_secs_f64();
         self.level = (self.level + seconds * self.speed()).min(self.burst());
@@ -184,4 +179,221 @@ impl Bucket {
 /// `now` and so long, at most the longest wait there is.
 fn now_and(now: Instant, long: Duration) -> Instant {
     now + long.min(Duration::from_hours(24 * 365))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn rate(per_second: f64, of: Unit) -> Option<Rate> {
+        Some(Rate { per_second, of })
+    }
+
+    fn bucket(per_second: f64, of: Unit) -> (Bucket, Instant) {
+        let (mut bucket, now) = (Bucket::default(), SystemClock.now());
+        bucket.set_rate(rate(per_second, of), now);
+        (bucket, now)
+    }
+
+    /// How many attempts start by `until` if each starts as soon as it may.
+    fn started(bucket: &mut Bucket, from: Instant, until: Instant) -> usize {
+        let mut now = from;
+        (0..1_000_000)
+            .take_while(|_| {
+                now = bucket.ready(now);
+                let may = now <= until;
+                if may {
+                    bucket.take(1, now);
+                }
+                may
+            })
+            .count()
+    }
+
+    #[test]
+    fn without_a_rate_everything_may_start() {
+        let now = SystemClock.now();
+        let mut bucket = Bucket::default();
+        bucket.take(1_000_000, now);
+        assert_eq!(bucket.ready(now), now);
+    }
+
+    #[test]
+    fn what_comes_in_within_a_second_may_start_at_once_and_no_more() {
+        for (per_second, burst) in [(14.0, 14), (1.0, 1), (0.1, 1), (2.5, 2)] {
+            let (mut bucket, now) = bucket(per_second, Unit::Messages);
+            assert_eq!(started(&mut bucket, now, now), burst, "{per_second}");
+        }
+        let (mut bucket, now) = bucket(14.0, Unit::Messages);
+        for n in 1..=14 {
+            assert_eq!(bucket.ready(now), now, "n = {n}");
+            bucket.take(1, now);
+        }
+        let wait = bucket.ready(now) - now;
+        assert!(wait.abs_diff(SECOND / 14) < Duration::from_micros(1), "{wait:?}");
+        let before = now + SECOND / 14 - Duration::from_millis(1);
+        assert!(bucket.ready(before) > before);
+    }
+
+    #[test]
+    fn the_rate_is_kept_over_a_long_time_and_rest_is_not_saved_up() {
+        for per_second in [0.5, 1.0, 14.0, 333.3] {
+            let (mut bucket, now) = bucket(per_second, Unit::Messages);
+            let burst = started(&mut bucket, now, now);
+            let later = now + SECOND * 60;
+            let fill = started(&mut bucket, now, later);
+            assert!((fill as f64 - per_second * 60.0).abs() <= 1.0, "{per_second}: {fill}");
+            let rested = later + SECOND * 3600;
+            assert!(started(&mut bucket, rested, rested) <= burst.max(1), "{per_second}");
+        }
+    }
+
+    #[test]
+    fn a_message_for_many_goes_at_once_and_the_next_waits_until_it_is_paid_back() {
+        let (mut bucket, now) = bucket(14.0, Unit::Recipients);
+        bucket.take(50, now);
+        let wait = (bucket.ready(now) - now).as_secs_f64();
+        assert!((wait - 37.0 / 14.0).abs() < 0.001, "{wait}");
+        bucket.take(0, now);
+        assert!(bucket.ready(now) > now + Duration::from_secs_f64(wait), "nothing is free");
+        let (mut bucket, now) = self::bucket(14.0, Unit::Messages);
+        bucket.take(50, now);
+        assert_eq!(bucket.ready(now), now);
+    }
+
+    #[test]
+    fn a_new_rate_holds_at_once_and_forgets_no_debt() {
+        let (mut bucket, now) = bucket(1.0, Unit::Recipients);
+        bucket.take(51, now);
+        bucket.set_rate(rate(10.0, Unit::Recipients), now);
+        let wait = (bucket.ready(now) - now).as_secs_f64();
+        assert!((wait - 5.1).abs() < 0.001, "{wait}");
+        bucket.set_rate(None, now);
+        assert_eq!(bucket.ready(now), now);
+    }
+
+    #[test]
+    fn a_rate_that_makes_no_sense_stops_nothing_for_ever() {
+        for odd in [0.0, -1.0, f64::NAN, 1e-300] {
+            let (mut bucket, now) = bucket(odd, Unit::Messages);
+            bucket.take(1, now);
+            let wait = bucket.ready(now) - now;
+            assert!(wait > SECOND * 86_000 && wait < SECOND * 86_500, "{odd}: {wait:?}");
+        }
+    }
+
+    /// How many start in the first nine seconds after a pause, before the rate grows.
+    fn in_nine_seconds(bucket: &Bucket, now: Instant) -> usize {
+        let mut bucket = bucket.clone();
+        let start = bucket.ready(now);
+        started(&mut bucket, start, start + SECOND * 9)
+    }
+
+    #[test]
+    fn a_complaint_halves_the_rate_and_it_grows_back_by_tenths() {
+        let (mut bucket, now) = bucket(100.0, Unit::Messages);
+        bucket.slower(now);
+        let start = now + SECOND;
+        assert_eq!(bucket.ready(now), start, "a pause of a second");
+        assert_eq!(started(&mut bucket, start, start), 1, "and then one, not a burst");
+        let mut from = start;
+        for share in [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0] {
+            let until = from + SECOND * 10 - Duration::from_millis(1);
+            let expected = share * 1000.0;
+            let count = started(&mut bucket, from, until) as f64;
+            assert!((count - expected).abs() <= 2.0, "{share}: {count}");
+            from += SECOND * 10;
+        }
+    }
+
+    #[test]
+    fn complaints_in_a_row_pause_for_longer_and_leave_a_fiftieth() {
+        let (mut bucket, mut now) = bucket(100.0, Unit::Messages);
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            bucket.slower(now);
+            let resumed = bucket.ready(now);
+            assert_eq!(resumed - now, SECOND * seconds);
+            bucket.take(1, resumed);
+            now = resumed + QUIET - Duration::from_millis(1);
+        }
+        bucket.slower(now);
+        let count = in_nine_seconds(&bucket, now);
+        assert!((9 * 2..=9 * 2 + 1).contains(&count), "{count} in 9 s at a share of 0.02");
+    }
+
+    #[test]
+    fn the_row_ends_when_something_went_well_for_a_while() {
+        for (quiet, used, pause) in [(9_999, true, 2), (10_000, true, 1), (10_001, false, 2)] {
+            let (mut bucket, now) = bucket(100.0, Unit::Messages);
+            bucket.slower(now);
+            let resumed = bucket.ready(now);
+            if used {
+                bucket.take(1, resumed);
+            }
+            let now = resumed + Duration::from_millis(quiet);
+            bucket.slower(now);
+            assert_eq!(bucket.ready(now) - now, SECOND * pause, "{quiet} ms");
+        }
+    }
+
+    #[test]
+    fn complaints_during_a_pause_are_one_lesson() {
+        let (mut bucket, now) = bucket(100.0, Unit::Messages);
+        for n in 0..10 {
+            bucket.slower(now + Duration::from_millis(n * 99));
+        }
+        assert_eq!(bucket.ready(now), now + SECOND);
+        let mut again = self::bucket(100.0, Unit::Messages).0;
+        again.set_rate(rate(100.0, Unit::Messages), now);
+        again.slower(now);
+        assert_eq!(in_nine_seconds(&bucket, now), in_nine_seconds(&again, now));
+    }
+
+    #[test]
+    fn without_a_rate_a_complaint_pauses_and_a_later_rate_is_halved() {
+        let (mut bucket, now) = (Bucket::default(), SystemClock.now());
+        bucket.slower(now);
+        assert_eq!(bucket.ready(now), now + SECOND);
+        bucket.set_rate(rate(100.0, Unit::Messages), now + SECOND);
+        assert_eq!(started(&mut bucket, now + SECOND, now + SECOND), 50);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn no_window_has_more_than_the_rate_a_burst_and_one_message(
+            per_second in 0.1..200.0_f64,
+            steps in proptest::collection::vec((0..3000_u64, 1..60_usize, 0..20_u8), 1..80),
+        ) {
+            let (mut bucket, mut now) = bucket(per_second, Unit::Recipients);
+            let mut taken: Vec<(Instant, usize)> = Vec::new();
+            for (wait, recipients, event) in steps {
+                if event == 0 {
+                    bucket.slower(now);
+                }
+                let ready = bucket.ready(now);
+                prop_assert!(ready >= now);
+                now = ready + Duration::from_millis(if event < 10 { 0 } else { wait });
+                prop_assert_eq!(bucket.ready(now), now, "what is ready stays so");
+                bucket.take(recipients, now);
+                taken.push((now, recipients));
+            }
+            let largest = taken.iter().map(|(_, n)| *n).max().unwrap_or(0) as f64;
+            for (i, (start, _)) in taken.iter().enumerate() {
+                let mut sum = 0.0;
+                for (at, recipients) in &taken[i..] {
+                    sum += *recipients as f64;
+                    let seconds = (*at - *start).as_secs_f64();
+                    let most = per_second * seconds + per_second.max(1.0) + largest;
+                    prop_assert!(sum <= most + 0.01, "{sum} in {seconds} s, {most} at most");
+                }
+            }
+        }
+    }
 }
