@@ -100,6 +100,7 @@ pub(super) fn policy(config: &Config, started: &Config) -> Result<Policy, BuildE
             show_address: config.received.client_address,
             show_helo: config.received.helo,
         },
+        wanted_headers: Vec::new(),
         limits: Limits { total: limits.max_connections, per_peer: limits.max_connections_per_ip },
         refused: REFUSED_MAX,
         tls: server::tls::load(&started.listeners)?,

@@ -235,13 +235,13 @@ impl Connection {
     async fn body(&mut self, piece: Bytes) {
         let policy = self.shared.policy.load_full();
         let origin = origin(&self.session, self.peer, &self.listener, self.tls_active);
-        self.intake.body(piece, &policy.header, origin).await;
+        self.intake.body(piece, &policy, origin).await;
     }
 
     async fn accept(&mut self, envelope: Envelope) {
         let policy = self.shared.policy.load_full();
         let origin = origin(&self.session, self.peer, &self.listener, self.tls_active);
-        let verdict = self.intake.accept(envelope, &policy.header, origin).await;
+        let verdict = self.intake.accept(envelope, &policy, origin).await;
         self.messages += usize::from(matches!(verdict, Verdict::Queued(_)));
         self.decided(verdict);
     }

@@ -2,7 +2,8 @@
 //!
 //! The header is collected, worked on and written; the rest streams through. A draft is opened when
 //! the header is whole, so that a transaction without text costs nothing. What goes wrong on the
-//! way is remembered and answered after the end of the data, where the client listens again.
+//! way is remembered and answered after the end of the data, where the client listens again. What is
+//! written is looked at on its way, for who decides later which way the message goes.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,8 +11,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::Policy;
 use crate::clock::{Clock, Timestamp};
 use crate::event;
+use crate::mail::facts::Scan;
 use crate::mail::header::{self, Collector, Trace};
 use crate::mail::{Client, EnhancedStatus, Envelope, Message, QueueId, Recipient, Reply};
 use crate::smtp::Verdict;
@@ -56,6 +59,7 @@ struct Open {
     received: Timestamp,
     message_id: String,
     size: u64,
+    scan: Scan,
 }
 
 impl Intake {
@@ -74,14 +78,9 @@ impl Intake {
     }
 
     /// Takes a piece of the message.
-    pub(super) async fn body(
-        &mut self,
-        piece: Bytes,
-        settings: &header::Settings,
-        origin: Origin<'_>,
-    ) {
+    pub(super) async fn body(&mut self, piece: Bytes, policy: &Policy, origin: Origin<'_>) {
         if matches!(self.state, State::Idle) {
-            self.state = State::Header(Collector::new(settings.max_header), None);
+            self.state = State::Header(Collector::new(policy.header.max_header), None);
         }
         let result = match &mut self.state {
             State::Idle | State::Failed(_) => return,
@@ -89,7 +88,7 @@ impl Intake {
             State::Header(collector, place) => {
                 match collect(collector, place, &piece, &self.large_headers) {
                     Ok(false) => return,
-                    Ok(true) => self.open(settings, origin).await,
+                    Ok(true) => self.open(policy, origin).await,
                     Err(reply) => Err(reply),
                 }
             }
@@ -108,12 +107,12 @@ impl Intake {
     pub(super) async fn accept(
         &mut self,
         envelope: Envelope,
-        settings: &header::Settings,
+        policy: &Policy,
         origin: Origin<'_>,
     ) -> Verdict {
         if matches!(self.state, State::Idle | State::Header(..)) {
             let origin = Origin { recipients: &envelope.recipients, ..origin };
-            if let Err(reply) = self.open(settings, origin).await {
+            if let Err(reply) = self.open(policy, origin).await {
                 self.state = State::Failed(reply);
             }
         }
@@ -125,7 +124,7 @@ impl Intake {
     }
 
     /// Opens the draft and writes the header to it.
-    async fn open(&mut self, settings: &header::Settings, origin: Origin<'_>) -> Result<(), Reply> {
+    async fn open(&mut self, policy: &Policy, origin: Origin<'_>) -> Result<(), Reply> {
         let octets = match std::mem::replace(&mut self.state, State::Idle) {
             State::Header(collector, _) => collector.into_octets(),
             State::Idle | State::Body(_) | State::Failed(_) => Vec::new(),
@@ -145,8 +144,10 @@ impl Intake {
             at: received,
         };
         let header =
-            header::rewrite(settings, &trace, &octets).map_err(header::HeaderError::reply)?;
-        let mut open = Box::new(Open { draft, received, message_id: header.message_id, size: 0 });
+            header::rewrite(&policy.header, &trace, &octets).map_err(header::HeaderError::reply)?;
+        let scan = Scan::new(&policy.wanted_headers);
+        let message_id = header.message_id;
+        let mut open = Box::new(Open { draft, received, message_id, size: 0, scan });
         open.write(header.bytes.into()).await?;
         self.state = State::Body(open);
         Ok(())
@@ -162,6 +163,7 @@ impl Intake {
         let message = Message {
             size: open.size,
             message_id: open.message_id,
+            facts: open.scan.finish(),
             ..Message::new(id, open.received, client, envelope)
         };
         let told = message.clone();
@@ -193,6 +195,7 @@ fn collect(
 impl Open {
     async fn write(&mut self, octets: Bytes) -> Result<(), Reply> {
         self.size = self.size.saturating_add(octets.len() as u64);
+        self.scan.push(&octets);
         let id = self.draft.id();
         self.draft.write(octets).await.map_err(|e| reply(&e, Some(id)))
     }

@@ -34,7 +34,8 @@ pub use listener::{BindError, Bound, Certificate, ListenerSettings, ListenerTls,
 pub use tls::TlsError;
 
 /// What a reload can change. New connections are served by the newest one; an open session asks
-/// [`networks`](Self::networks) and [`header`](Self::header) of the newest one for each message.
+/// [`networks`](Self::networks), [`header`](Self::header) and
+/// [`wanted_headers`](Self::wanted_headers) of the newest one for each message.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// What a session may do. Whether STARTTLS is offered is decided for each listener.
@@ -43,6 +44,8 @@ pub struct Policy {
     pub networks: Networks,
     /// The header work.
     pub header: header::Settings,
+    /// Headers that are noted of each message, for routes and priorities: names in lower case.
+    pub wanted_headers: Vec<String>,
     /// How many connections are served.
     pub limits: Limits,
     /// How many connections are held open to be told why they are not served. Above it they are

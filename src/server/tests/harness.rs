@@ -221,6 +221,7 @@ pub(super) fn policy() -> Policy {
             show_address: true,
             show_helo: true,
         },
+        wanted_headers: Vec::new(),
         limits: Limits { total: 100, per_peer: 50 },
         refused: Limits { total: 10, per_peer: 5 },
         tls: std::collections::BTreeMap::new(),

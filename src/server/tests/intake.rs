@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::super::Policy;
 use super::super::intake::LARGE_HEADERS;
 use super::harness::{Server, disk_error, policy, until};
-use crate::mail::header;
+use crate::mail::{Facts, header};
 use crate::spool::SpoolError;
 
 fn below_received(body: &[u8]) -> &[u8] {
@@ -46,6 +46,51 @@ async fn a_message_is_stored_as_it_came_below_our_line() {
     let body = String::from_utf8(body).unwrap();
     assert!(!body.contains("for <") && !body.contains("secret"), "{body}");
     assert!(body.contains(&format!("Message-ID: <{}@gate.example>", message.id)));
+}
+
+#[tokio::test]
+async fn what_is_seen_in_a_message_is_stored_with_it_however_it_comes() {
+    let wanted_headers = vec!["x-class".into()];
+    let server = Server::start(Policy { wanted_headers, ..policy() });
+    let text = "Return-Path: <x@y.example>\r\nFrom: Ana <ana@example.com>\r\nSubject: a\r\n\
+        Return-Path: <z@y.example>\r\nX-Class: otp\r\nSubject: b\r\n\
+        Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\
+        Content-Disposition: attachment; filename=\"a.EXE\"\r\n\r\n";
+    let text = format!("{text}{}\r\n--b--\r\n", "x".repeat(1000));
+    let mut c = server.client().await.greeted().await;
+    let mut facts = Vec::new();
+    for size in [1, 7, 100, text.len()] {
+        c.say("MAIL FROM:<a@example.com>", "250").await;
+        c.say("RCPT TO:<b@example.org>", "250").await;
+        for chunk in text.as_bytes().chunks(size) {
+            let command = format!("BDAT {}\r\n", chunk.len());
+            c.send([command.as_bytes(), chunk].concat()).await;
+            c.expect("250").await;
+        }
+        c.say("BDAT 0 LAST", "250 2.0.0").await;
+        facts.push(server.spool.last().0.facts);
+    }
+    let expected = Facts {
+        from: vec!["ana@example.com".into()],
+        repeated: vec!["subject".into()],
+        longest_line: 1002,
+        eight_bit: false,
+        attachments: vec!["exe".into()],
+        headers: vec![("x-class".into(), "otp".into())],
+    };
+    assert_eq!(facts, [&expected; 4].map(Clone::clone));
+}
+
+#[tokio::test]
+async fn the_facts_of_a_message_are_its_own() {
+    let server = Server::start(policy());
+    let mut c = server.client().await.greeted().await;
+    for from in ["a@example.com", "b@example.com"] {
+        c.start_mail(&["b@example.org"]).await;
+        c.say(&format!("From: {from}\r\n\r\nx\r\n."), "250 2.0.0").await;
+        let facts = server.spool.last().0.facts;
+        assert_eq!((facts.from, facts.repeated.len()), (vec![from.to_owned()], 0));
+    }
 }
 
 #[tokio::test]
