@@ -1,4 +1,5 @@
-//! Which way a message takes: routes with ordered upstreams, of which the first that matches counts.
+//! Which way a message takes: routes with ordered upstreams, of which the first that matches
+//! counts.
 
 use std::collections::BTreeSet;
 

@@ -2,8 +2,8 @@
 //!
 //! The header is collected, worked on and written; the rest streams through. A draft is opened when
 //! the header is whole, so that a transaction without text costs nothing. What goes wrong on the
-//! way is remembered and answered after the end of the data, where the client listens again. What is
-//! written is looked at on its way, for who decides later which way the message goes.
+//! way is remembered and answered after the end of the data, where the client listens again. What
+//! is written is looked at on its way, for who decides later which way the message goes.
 
 use std::net::IpAddr;
 use std::sync::Arc;

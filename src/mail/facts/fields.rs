@@ -55,7 +55,8 @@ const ONCE: [&str; 39] = [
 pub(super) struct Seen(u64);
 
 impl Seen {
-    /// Notes a header by its name in lower case; returns whether it may be there once and was there.
+    /// Notes a header by its name in lower case; returns whether it may be there once and was
+    /// there.
     pub(super) fn again(&mut self, name: &str) -> bool {
         let Ok(place) = ONCE.binary_search(&name) else { return false };
         let bit = 1 << place;

@@ -1,6 +1,6 @@
 //! What is known of a message's content from reading it once, on its way in: enough to tell which
-//! way it goes, and which upstream would refuse it. Advisory: a content that can't be understood has
-//! fewer facts, and is delivered all the same.
+//! way it goes, and which upstream would refuse it. Advisory: a content that can't be understood
+//! has fewer facts, and is delivered all the same.
 
 mod fields;
 mod scan;
@@ -29,8 +29,8 @@ pub struct Facts {
     pub longest_line: u64,
     /// Whether there is an octet above 127.
     pub eight_bit: bool,
-    /// Extensions of the attachments' names, in lower case and without their dot, each once; at most
-    /// 16.
+    /// Extensions of the attachments' names, in lower case and without their dot, each once; at
+    /// most 16.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<String>,
     /// The headers that routes and priorities ask for: names in lower case, values unfolded and cut

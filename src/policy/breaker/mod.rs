@@ -10,14 +10,14 @@
 //! **A refused login** holds it. Asking again with the same credentials can only be refused again,
 //! and servers lock accounts or addresses out that do so (a handful of failures within minutes is
 //! the usual rule). So it waits for other credentials; and, because servers also refuse right ones
-//! while their own directory is away, tries one login every [`Settings::hold_probe`]. One an hour is
-//! below every such rule.
+//! while their own directory is away, tries one login every [`Settings::hold_probe`]. One an hour
+//! is below every such rule.
 //!
 //! **Late answers.** An attempt that began before the breaker opened may end long after it closed
 //! again, and says nothing new. Answers do not say which attempt they are for; only how many are on
 //! their way is known. So a failure is taken for a late one's as long as one is out, and anything
-//! else for a new one's. What this gets wrong delays a bad verdict until the late ones have ended, or
-//! lets one more run for a late one that has; it opens no breaker whose upstream works again.
+//! else for a new one's. What this gets wrong delays a bad verdict until the late ones have ended,
+//! or lets one more run for a late one that has; it opens no breaker whose upstream works again.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -177,8 +177,8 @@ impl Breaker {
         }
     }
 
-    /// When time alone will make it admit again; `None` when it admits now, or when an answer, other
-    /// credentials or the operator must come first.
+    /// When time alone will make it admit again; `None` when it admits now, or when an answer,
+    /// other credentials or the operator must come first.
     pub fn wakes(&self, now: Instant) -> Option<Instant> {
         let phase = match self.phase(now) {
             Phase::Open { until } | Phase::Held { until, .. } => Some(until),
@@ -221,8 +221,8 @@ impl Breaker {
     }
 
     /// An admitted attempt failed by the upstream's fault at `now`. A login that was refused with
-    /// the credentials of version `refused` holds the breaker until they change; a refusal of others
-    /// than those in force says nothing.
+    /// the credentials of version `refused` holds the breaker until they change; a refusal of
+    /// others than those in force says nothing.
     pub fn failed(&mut self, now: Instant, refused: Option<u64>) {
         if self.late > 0 {
             self.late -= 1;
