@@ -127,7 +127,7 @@ fn check_config_tells_all_on_stderr_and_ends_with_78() {
     assert!(talk.contains("networks.toml:3:3\n"), "{talk}");
     assert!(talk.ends_with("7 errors. A running Postgate was not touched.\n"), "{talk}");
 
-    let warned = ["-c", "config/examples/submission-port-587.toml", "check-config"];
+    let warned = ["-c", "config/examples/postfix-587.toml", "check-config"];
     let (code, _, talk) = run(&warned);
     assert_eq!(code, 0);
     assert!(talk.contains("warning: ") && talk.contains("is valid (1 warning)"), "{talk}");

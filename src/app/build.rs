@@ -15,7 +15,7 @@ use crate::delivery::{self, Lane, Limits as LaneLimits, Plan};
 use crate::event;
 use crate::mail::header;
 use crate::policy::admission::Limits;
-use crate::policy::routing::{Match, Route, Unconfirmed};
+use crate::policy::routing::{self, Match, Route};
 use crate::secret::Credentials;
 use crate::server::{self, Policy};
 use crate::smtp;
@@ -52,8 +52,11 @@ pub enum BuildError {
         /// The upstream's name.
         name: String,
         /// Why not.
-        source: config::AuthError,
+        source: config::LoginError,
     },
+    /// Its way of sending is not here.
+    #[error("upstream {0}: SES cannot be used yet")]
+    Ses(String),
     /// The route leads nowhere; the configuration's check excludes it.
     #[error("no route names an upstream that exists")]
     NoRoute,
@@ -100,7 +103,7 @@ pub(super) fn policy(config: &Config, started: &Config) -> Result<Policy, BuildE
             show_address: config.received.client_address,
             show_helo: config.received.helo,
         },
-        wanted_headers: Vec::new(),
+        wanted_headers: routing::headers(&config.routes),
         limits: Limits { total: limits.max_connections, per_peer: limits.max_connections_per_ip },
         refused: REFUSED_MAX,
         tls: server::tls::load(&started.listeners)?,
@@ -113,41 +116,38 @@ pub(super) fn policy(config: &Config, started: &Config) -> Result<Policy, BuildE
 pub(super) fn plan(config: &Config, login: Option<Credentials>) -> Result<Plan, BuildError> {
     let (route, upstream) = destination(config)?;
     let name = &upstream.name;
-    let (upstream, capacity): (Arc<dyn Upstream>, usize) = match &upstream.kind {
+    let (made, capacity): (Arc<dyn Upstream>, usize) = match &upstream.kind {
         UpstreamKind::Smtp(smtp) => {
             // The login changes with a reload, and a reload makes a new upstream.
             let (_, login) = watch::channel(login.map(Arc::new));
-            let smarthost = SmtpUpstream::new(smtp.settings.clone(), login)
+            let smarthost = SmtpUpstream::new(smtp.as_ref().clone(), login)
                 .map_err(|source| BuildError::Smarthost { name: name.clone(), source })?;
-            (Arc::new(smarthost), smtp.settings.pool.max_connections)
+            (Arc::new(smarthost), smtp.pool.max_connections)
         }
+        UpstreamKind::Ses(_) => return Err(BuildError::Ses(name.clone())),
         UpstreamKind::Maildir(maildir) => {
             let maildir = MaildirUpstream::new(name, &maildir.path, Arc::new(SystemClock))
                 .map_err(|source| BuildError::Maildir { name: name.clone(), source })?;
             (Arc::new(maildir), MAILDIR_CAPACITY)
         }
     };
-    let limits = LaneLimits { capacity, rate: None, breaker: config.breaker, rules: None };
-    let lane = Lane::new(upstream, limits, Box::new(|| {}), SystemClock.wall());
-    let route = Route {
-        name: route.name.clone(),
-        when: Match::default(),
-        upstreams: vec![name.clone()],
-        unconfirmed: Unconfirmed::Retry,
-        classes: Vec::new(),
-    };
+    let limits =
+        LaneLimits { capacity, rate: upstream.rate, breaker: upstream.breaker, rules: None };
+    let lane = Lane::new(made, limits, Box::new(|| {}), SystemClock.wall());
+    let only = vec![name.clone()];
+    let route = Route { when: Match::default(), upstreams: only, ..route.clone() };
     Plan::new(delivery(config), vec![route], vec![Arc::new(lane)]).map_err(|_| BuildError::NoRoute)
 }
 
 /// The credentials for [`plan`], where it needs some.
 pub(super) fn login(config: &Config) -> Result<Option<Credentials>, BuildError> {
     let (_, upstream) = destination(config)?;
-    let UpstreamKind::Smtp(smtp) = &upstream.kind else { return Ok(None) };
-    let login = smtp.auth.as_ref().map(|auth| auth.credentials(1)).transpose();
-    login.map_err(|source| BuildError::Credentials { name: upstream.name.clone(), source })
+    config
+        .login(upstream, 1)
+        .map_err(|source| BuildError::Credentials { name: upstream.name.clone(), source })
 }
 
-fn destination(config: &Config) -> Result<(&config::Route, &config::Upstream), BuildError> {
+fn destination(config: &Config) -> Result<(&Route, &config::Upstream), BuildError> {
     let route = config.routes.first().ok_or(BuildError::NoRoute)?;
     let upstream = route.upstreams.first().and_then(|name| config.upstream(name));
     Ok((route, upstream.ok_or(BuildError::NoRoute)?))

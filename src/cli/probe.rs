@@ -6,7 +6,7 @@ use super::args::{Global, Probe};
 use super::out::Out;
 use super::{Failure, exit};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Config, Smtp, UpstreamKind};
+use crate::config::{self, Config, Upstream, UpstreamKind};
 use crate::secret::Credentials;
 use crate::upstream::probe::{Options, Report, Status, probe};
 use crate::upstream::smtp::{Settings, TlsMode, Verify};
@@ -42,12 +42,8 @@ pub(super) async fn run(global: &Global, options: Probe, out: &mut Out) -> Resul
 
 /// The upstream of that name, or any host and port.
 fn named(config: &Config, target: &str) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
-    match config.upstream(target).map(|u| &u.kind) {
-        Some(UpstreamKind::Smtp(smtp)) => configured(smtp),
-        Some(UpstreamKind::Maildir(_)) => Err(Failure::new(
-            exit::USAGE,
-            format!("{target} is a Maildir: there is no way to probe"),
-        )),
+    match config.upstream(target) {
+        Some(upstream) => configured(config, upstream),
         None => ad_hoc(target, &config.hostname),
     }
 }
@@ -55,18 +51,26 @@ fn named(config: &Config, target: &str) -> Result<(Settings, Option<Arc<Credenti
 /// The first smarthost of the route.
 fn preferred(config: &Config) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
     let names = config.routes.iter().flat_map(|route| &route.upstreams);
-    let first = names.filter_map(|name| config.upstream(name)).find_map(|u| match &u.kind {
-        UpstreamKind::Smtp(smtp) => Some(smtp),
-        UpstreamKind::Maildir(_) => None,
-    });
+    let mut known = names.filter_map(|name| config.upstream(name));
+    let first = known.find(|u| matches!(u.kind, UpstreamKind::Smtp(_)));
     let none = || Failure::new(exit::USAGE, "no smarthost is configured: name HOST:PORT");
-    configured(first.ok_or_else(none)?)
+    configured(config, first.ok_or_else(none)?)
 }
 
-fn configured(smtp: &Smtp) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
-    let credentials = smtp.auth.as_ref().map(|auth| auth.credentials(1)).transpose();
-    let credentials = credentials.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
-    Ok((smtp.settings.clone(), credentials.map(Arc::new)))
+fn configured(
+    config: &Config,
+    upstream: &Upstream,
+) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+    let what = match &upstream.kind {
+        UpstreamKind::Smtp(smtp) => {
+            let credentials = config.login(upstream, 1);
+            let credentials = credentials.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
+            return Ok((smtp.as_ref().clone(), credentials.map(Arc::new)));
+        }
+        UpstreamKind::Ses(_) => "Amazon SES: there is no way of SMTP to probe",
+        UpstreamKind::Maildir(_) => "a Maildir: there is no way to probe",
+    };
+    Err(Failure::new(exit::USAGE, format!("{} is {what}", upstream.name)))
 }
 
 /// A server that is in no configuration: the TLS its port is known for, no login.
@@ -83,17 +87,21 @@ fn ad_hoc(target: &str, helo: &str) -> Result<(Settings, Option<Arc<Credentials>
         _ => TlsMode::Opportunistic,
     };
     let verify = if tls == TlsMode::Opportunistic { Verify::None } else { Verify::Full };
-    Ok((Settings { tls, verify, ..Settings::new("ad-hoc", host, port, helo) }, None))
+    let settings = Settings::new("ad-hoc", host, port, helo);
+    Ok((Settings { tls: Some(tls), verify, ..settings }, None))
 }
 
 /// Whom is probed, and how.
 fn head(settings: &Settings, credentials: Option<&Credentials>) -> String {
-    let Settings { name, host, port, tls, verify, .. } = settings;
-    let tls = match tls {
-        TlsMode::None => "none",
-        TlsMode::Opportunistic => "opportunistic",
-        TlsMode::StartTls => "starttls",
-        TlsMode::Implicit => "implicit",
+    let Settings { name, verify, .. } = settings;
+    let target = settings.target(credentials.map(|c| &c.place));
+    let place = target.as_ref().map_or_else(|| "?".into(), |t| format!("{}:{}", t.host, t.port));
+    let tls = match target.map(|target| target.tls) {
+        Some(TlsMode::None) => "none",
+        Some(TlsMode::Opportunistic) => "opportunistic",
+        Some(TlsMode::StartTls) => "starttls",
+        Some(TlsMode::Implicit) => "implicit",
+        None => "?",
     };
     let verify = match verify {
         Verify::Full => "full",
@@ -102,7 +110,7 @@ fn head(settings: &Settings, credentials: Option<&Credentials>) -> String {
         Verify::None => "none",
     };
     let auth = credentials.map_or("none", |c| c.username.as_str());
-    format!("{name}  smtp  {host}:{port}  tls={tls} verify={verify}  auth={auth}")
+    format!("{name}  smtp  {place}  tls={tls} verify={verify}  auth={auth}")
 }
 
 /// The stages, then the diagnosis and what to do next.
@@ -178,7 +186,8 @@ mod tests {
             ("[::1]:465", "::1", 465, TlsMode::Implicit),
         ] {
             let (settings, credentials) = ad_hoc(target, "h").unwrap();
-            assert_eq!((settings.host.as_str(), settings.port, settings.tls), (host, port, tls));
+            let target = settings.target(None).unwrap();
+            assert_eq!((target.host.as_str(), target.port, target.tls), (host, port, tls));
             assert!(credentials.is_none() && !settings.auth_required);
         }
         for target in ["core", "mail:", ":25", "mail:smtp", "mail:65536"] {

@@ -7,11 +7,15 @@
 mod document;
 mod files;
 mod read;
+mod read_route;
+mod read_secret;
+mod read_ses;
 mod read_upstream;
 mod report;
 mod section;
 mod units;
 mod upstream;
+mod values;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,15 +23,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use report::{Location, Problem, Report, Severity};
-pub use units::{UnitError, duration as format_duration, parse_duration, size as format_size};
-pub use upstream::{Auth, AuthError, Maildir, Smtp, Source, Upstream, UpstreamKind};
+pub use units::{
+    UnitError, duration as format_duration, parse_duration, rate as format_rate,
+    size as format_size,
+};
+pub use upstream::{LoginError, Maildir, Ses, Upstream, UpstreamKind};
 
 use crate::mail::Mailbox;
+use crate::policy::Backoff;
 use crate::policy::networks::Networks;
-use crate::policy::{Backoff, breaker};
+use crate::policy::routing::Route;
 use crate::server::ListenerSettings;
 use crate::smtp::session::BareNewline;
-use crate::{spool, telemetry};
+use crate::{secrets, spool, telemetry};
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/postgate/postgate.toml";
@@ -69,10 +77,12 @@ pub struct Config {
     pub delivery: Delivery,
     /// What a message can be handed to, in the order of the file. Never empty.
     pub upstreams: Vec<Upstream>,
-    /// Which way messages take. One for now.
+    /// Which way messages take; the first that matches counts, and one matches everything.
     pub routes: Vec<Route>,
-    /// When an upstream is given a rest.
-    pub breaker: breaker::Settings,
+    /// Where passwords and keys come from. Holds every name that an upstream's `secret` has.
+    pub secrets: secrets::Settings,
+    /// The upstream whose attempts all fail, to try the fallback: `POSTGATE_FORCE_FAIL`.
+    pub force_fail: Option<String>,
     /// The operator's door.
     pub admin: Admin,
     /// The metrics.
@@ -136,15 +146,8 @@ pub struct Delivery {
     pub max_active: usize,
     /// How long a shutdown waits for them.
     pub drain_timeout: Duration,
-}
-
-/// A way for messages: upstreams in the order of preference.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Route {
-    /// Its name in logs.
-    pub name: String,
-    /// Names of upstreams, each of which exists. Never empty.
-    pub upstreams: Vec<String>,
+    /// Whether `POSTGATE_FORCE_FAIL` may be set.
+    pub allow_force_fail: bool,
 }
 
 /// The operator's door.

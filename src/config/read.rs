@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::document::{Node, Place, Table};
-use super::read_upstream::{is_name, upstream};
+use super::read_upstream::{is_name, upstreams};
 use super::section::{Fault, Reading, Section, Setting, Size, show_list, similar, words};
 use super::units::{hours, mins, secs};
-use super::{
-    Admin, Config, DEFAULT_SOCKET, Delivery, Limits, Metrics, Received, Retry, Route, Upstream,
-    files,
-};
+use super::{Admin, Config, DEFAULT_SOCKET, Delivery, Limits, Metrics, Received, Retry, files};
+use super::{read_route, read_secret};
 use crate::mail::Mailbox;
 use crate::mail::address::is_domain;
 use crate::policy::networks::Networks;
@@ -31,6 +29,17 @@ const MESSAGE_SIZE_MIN: u64 = 64 << 10;
 /// The smallest line that must be taken, without its CRLF (RFC 5321 section 4.5.3.1.6).
 const TEXT_LINE_MIN: u64 = 998;
 
+/// The variable that makes an upstream fail, to try what happens then.
+const FORCE_FAIL: &str = "POSTGATE_FORCE_FAIL";
+
+/// What the sections of upstreams must know of the rest.
+pub(super) struct Known<'a> {
+    pub(super) hostname: &'a str,
+    pub(super) listeners: &'a [ListenerSettings],
+    /// `[breaker]`.
+    pub(super) breaker: breaker::Settings,
+}
+
 /// Reads the whole; `None` when something that must be there is missing, which is then reported.
 pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
     let mut top = Section::new(reading, String::new(), Place::Nowhere, table);
@@ -43,9 +52,14 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
     let spool = spool(top.section("spool"), limits.memory);
     let retry = retry(top.section("retry"));
     let delivery = delivery(top.section("delivery"));
-    let (names, upstreams) = upstreams(&mut top, &hostname, &listeners);
-    let routes = routes(&mut top, &names);
-    let breaker = breaker(top.section("breaker"));
+    let breaker = breaker(top.section("breaker"), breaker::Settings::default());
+    let mut secrets = read_secret::secrets(&mut top);
+    let known = Known { hostname: &hostname, listeners: &listeners, breaker };
+    let (places, upstreams) = upstreams(&mut top, &known, &mut secrets);
+    let names: Vec<String> = places.iter().map(|(name, _)| name.clone()).collect();
+    let secrets = secrets.finish();
+    let routes = read_route::routes(&mut top, &places, &upstreams);
+    let force_fail = force_fail(reading, delivery.allow_force_fail, &names);
     let admin = admin(top.section("admin"));
     let metrics = metrics(top.section("metrics"));
     let log = log(top.section("log"));
@@ -62,7 +76,8 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
         delivery,
         upstreams,
         routes,
-        breaker,
+        secrets,
+        force_fail,
         admin,
         metrics,
         log,
@@ -220,7 +235,7 @@ fn listener(section: &mut Section<'_>) -> Option<ListenerSettings> {
 }
 
 /// The `name` of a listener or route.
-fn name(section: &mut Section<'_>, example: &str) -> Option<String> {
+pub(super) fn name(section: &mut Section<'_>, example: &str) -> Option<String> {
     let name: String = section.required("name", example)?;
     if !is_name(&name) {
         section.error(
@@ -322,84 +337,41 @@ fn delivery(mut s: Section<'_>) -> Delivery {
     let delivery = Delivery {
         max_active: s.within("max_active", 200, 1..=10_000),
         drain_timeout: s.within("drain_timeout", secs(50), secs(0)..=hours(1)),
+        allow_force_fail: s.or("allow_force_fail", false),
     };
     s.finish();
     delivery
 }
 
-/// The names of all upstreams, also of wrong ones, so that a route is not blamed for those.
-fn upstreams(
-    top: &mut Section<'_>,
-    hostname: &str,
-    listeners: &[ListenerSettings],
-) -> (Vec<String>, Vec<Upstream>) {
-    let sections = top.named_sections("upstreams");
-    if sections.is_empty() {
-        let cure = "write [upstreams.core] with type = \"smtp\" and host = \"mail-core-01\"";
-        top.error("upstreams", "is missing: mail can go nowhere", cure);
+/// The upstream that shall fail, by the environment.
+fn force_fail(reading: &Reading<'_>, allowed: bool, names: &[String]) -> Option<String> {
+    let name = reading.environment.get(FORCE_FAIL).filter(|name| !name.is_empty())?;
+    let place = Place::Environment(FORCE_FAIL.into());
+    if !allowed {
+        let cure = "unset it; or, for development, write allow_force_fail = true in [delivery]";
+        let message = format!("{FORCE_FAIL} is set and not allowed");
+        reading.error(&place, message, cure.to_owned());
     }
-    let names = sections.iter().map(|(name, _)| name.clone()).collect();
-    let upstreams =
-        sections.into_iter().filter_map(|(name, s)| upstream(name, s, hostname, listeners));
-    (names, upstreams.collect())
+    if !names.contains(name) {
+        let message = format!("{FORCE_FAIL} names the unknown upstream \"{name}\"");
+        reading.error(&place, message, known_name(name, names));
+    } else if allowed {
+        let message = format!("every attempt at upstream \"{name}\" fails on purpose");
+        reading.warning(&place, message, format!("unset {FORCE_FAIL} to end that"));
+    }
+    Some(name.clone())
 }
 
-fn routes(top: &mut Section<'_>, names: &[String]) -> Vec<Route> {
-    let sections = top.sections("route");
-    if !top.has("route") {
-        let cure = "write [[route]] with name = \"default\" and upstreams = [\"core\"]";
-        top.error("route", "is missing: mail can go nowhere", cure);
-    }
-    let mut routes = Vec::new();
-    for (i, mut section) in sections.into_iter().enumerate() {
-        if i > 0 {
-            let message = format!("{} is a second route", section.path);
-            section.reading.error(&section.place, message, "one is supported for now".to_owned());
-        }
-        let name = name(&mut section, "\"default\"");
-        let upstreams = route_upstreams(&mut section, names);
-        section.finish();
-        routes.extend(name.zip(upstreams).map(|(name, upstreams)| Route { name, upstreams }));
-    }
-    routes
+/// The cure for a name that none of `names` is.
+pub(super) fn known_name(name: &str, names: &[String]) -> String {
+    similar(name, names.iter().map(String::as_str)).map_or_else(
+        || format!("name one of: {}", names.join(", ")),
+        |known| format!("did you mean \"{known}\"?"),
+    )
 }
 
-fn route_upstreams(section: &mut Section<'_>, names: &[String]) -> Option<Vec<String>> {
-    let example = "write upstreams = [\"core\"], the preferred one first";
-    let Some(node) = section.node("upstreams") else {
-        section.error("upstreams", "is missing", example);
-        return None;
-    };
-    let Some(nodes) = node.list().filter(|nodes| !nodes.is_empty()) else {
-        section.error("upstreams", "must be a list of at least one name", example);
-        return None;
-    };
-    let mut upstreams: Vec<String> = Vec::new();
-    for node in nodes.iter() {
-        let name = node.text().unwrap_or_default();
-        let fault = if !names.iter().any(|n| n == name) {
-            let cure = similar(name, names.iter().map(String::as_str)).map_or_else(
-                || format!("write [upstreams.{name}], or name one of: {}", names.join(", ")),
-                |known| format!("did you mean \"{known}\"?"),
-            );
-            Some(("names the unknown upstream", cure))
-        } else if upstreams.iter().any(|n| n == name) {
-            Some(("names twice the upstream", "name it once".into()))
-        } else {
-            None
-        };
-        if let Some((what, cure)) = fault {
-            let message = format!("{} {what} \"{name}\"", section.path);
-            section.reading.error(&node.place, message, cure);
-        }
-        upstreams.push(name.into());
-    }
-    section.in_effect("upstreams", show_list(upstreams.iter().map(Setting::show)));
-    Some(upstreams)
-}
-
-fn breaker(mut s: Section<'_>) -> breaker::Settings {
-    let default = breaker::Settings::default();
+/// `[breaker]`, or what an upstream has of its own beside it.
+pub(super) fn breaker(mut s: Section<'_>, default: breaker::Settings) -> breaker::Settings {
     let breaker = breaker::Settings {
         failures: s.within("failures", default.failures, 1..=10_000),
         window: s.within("window", default.window, secs(1)..=hours(24)),

@@ -2,38 +2,92 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::document::Node;
-use super::files;
+use super::document::{Node, Place};
+use super::read::{Known, breaker};
+use super::read_secret::{self, Login, Secrets};
+use super::read_ses::ses;
 use super::section::{Fault, Section, Setting, read_word, show_list, words};
 use super::units::{hours, mins, secs};
-use super::{Auth, Maildir, Smtp, Source, Upstream, UpstreamKind};
+use super::values::PerSecond;
+use super::{Maildir, Upstream, UpstreamKind, files};
 use crate::mail::address::is_domain;
+use crate::policy::bucket::{Rate, Unit};
 use crate::server::ListenerSettings;
-use crate::upstream::smtp::{Mechanism, PoolSettings, Settings, Timeouts, TlsMode, Verify};
+use crate::upstream::smtp::{
+    DEFAULT_PORT, Mechanism, PoolSettings, Settings, Target, Timeouts, TlsMode, Verify,
+};
+
+/// Messages handed to a Maildir at once: it is a disk.
+const MAILDIR_CONNECTIONS: usize = 4;
+
+/// Reads `[upstreams]`; and the names of all with their places, also of wrong ones, so that a route
+/// is not blamed for those.
+pub(super) fn upstreams(
+    top: &mut Section<'_>,
+    known: &Known<'_>,
+    secrets: &mut Secrets<'_>,
+) -> (Vec<(String, Place)>, Vec<Upstream>) {
+    let sections = top.named_sections("upstreams");
+    if sections.is_empty() {
+        let cure = "write [upstreams.core] with type = \"smtp\" and host = \"mail-core-01\"";
+        top.error("upstreams", "is missing: mail can go nowhere", cure);
+    }
+    let names = sections.iter().map(|(name, s)| (name.clone(), s.place.clone())).collect();
+    let upstreams = sections.into_iter().filter_map(|(name, s)| upstream(name, s, known, secrets));
+    (names, upstreams.collect())
+}
 
 /// Reads `[upstreams.NAME]`.
-pub(super) fn upstream(
+fn upstream(
     name: String,
     mut section: Section<'_>,
-    hostname: &str,
-    listeners: &[ListenerSettings],
+    known: &Known<'_>,
+    secrets: &mut Secrets<'_>,
 ) -> Option<Upstream> {
     if !is_name(&name) {
         let message = format!("upstreams: \"{name}\" is no name");
         let cure = "write letters, digits, - and _".to_owned();
         section.reading.error(&section.place, message, cure);
     }
-    let kind: Option<Type> = section.required("type", "\"smtp\" or \"maildir\"");
-    let kind = match kind? {
+    let kind: Option<Type> = section.required("type", "\"smtp\", \"ses\" or \"maildir\"");
+    let kind = kind?;
+    let (found, secret, max_connections) = match kind {
         Type::Smtp => {
-            smtp(&name, &mut section, hostname, listeners).map(|s| UpstreamKind::Smtp(Box::new(s)))
+            let (smtp, secret) = smtp(&name, &mut section, known, secrets);
+            let max_connections = smtp.as_ref().map_or(1, |s| s.pool.max_connections);
+            (smtp.map(|s| UpstreamKind::Smtp(Box::new(s))), secret, max_connections)
         }
-        Type::Maildir => section
-            .required("path", "\"/var/lib/postgate/outbox\"")
-            .map(|path| UpstreamKind::Maildir(Maildir { path })),
+        Type::Ses => {
+            let (ses, secret) = ses(&name, &mut section, secrets);
+            let max_connections = ses.settings.max_connections;
+            (Some(UpstreamKind::Ses(Box::new(ses))), secret, max_connections)
+        }
+        Type::Maildir => {
+            let path = section.required("path", "\"/var/lib/postgate/outbox\"");
+            let maildir = path.map(|path| UpstreamKind::Maildir(Maildir { path }));
+            (maildir, None, MAILDIR_CONNECTIONS)
+        }
     };
+    let rate = rate(&mut section, kind);
+    let own = section.section("breaker");
+    let given = section.has("breaker");
+    let breaker = if given { breaker(own, known.breaker) } else { known.breaker };
     section.finish();
-    Some(Upstream { name, kind: kind? })
+    Some(Upstream { name, kind: found?, secret, breaker, rate, max_connections })
+}
+
+/// How much an upstream is handed per second.
+fn rate(section: &mut Section<'_>, kind: Type) -> Option<Rate> {
+    let rate = section.or("rate", PerSecond(None)).0;
+    let by_kind = if kind == Type::Ses { Unit::Recipients } else { Unit::Messages };
+    let of = section.or("rate_counts", by_kind);
+    if kind == Type::Ses && of == Unit::Messages {
+        let cure = "write rate_counts = \"recipients\", or leave it out";
+        section.error("rate_counts", "is \"messages\", and SES counts recipients", cure);
+    } else if section.has("rate_counts") && rate.is_none() {
+        section.warning("rate_counts", "has no effect without a rate", "write rate = \"14/s\"");
+    }
+    rate.map(|per_second| Rate { per_second, of })
 }
 
 /// Whether a text can name an upstream, listener or route: it will stand in logs and commands.
@@ -46,10 +100,54 @@ pub(super) fn is_name(text: &str) -> bool {
 fn smtp(
     name: &str,
     section: &mut Section<'_>,
-    hostname: &str,
-    listeners: &[ListenerSettings],
-) -> Option<Smtp> {
-    let host: Option<String> = section.required("host", "\"mail-core-01\"");
+    known: &Known<'_>,
+    secrets: &mut Secrets<'_>,
+) -> (Option<Settings>, Option<String>) {
+    let (login, mechanisms) = auth(name, section, secrets);
+    let gives = |what| login.as_ref().is_some_and(|login| login.gives(what));
+    let host = host(section, gives("host"));
+    let port = (section.has("port") || !gives("port"))
+        .then(|| section.within("port", DEFAULT_PORT, 1..=u16::MAX));
+    let address = section.or("address", Addresses(Vec::new())).0;
+    let tls = (section.has("tls") || !gives("use_tls"))
+        .then(|| section.or("tls", TlsMode::Opportunistic));
+    let verify = if is_always(tls) { Verify::Full } else { Verify::None };
+    let verify = section.or("verify", verify);
+    let ca_file = files::existing(section, "ca_file");
+    let tls_server_name: Option<String> = section.optional("tls_server_name");
+    let pool = pool(section.section("pool"));
+    let timeouts = timeouts(section.section("timeouts"));
+    let needs_host = host.is_none() && !gives("host");
+    let settings = Settings {
+        name: name.into(),
+        host,
+        port,
+        address,
+        tls,
+        verify,
+        ca_file,
+        tls_server_name,
+        helo: known.hostname.into(),
+        mechanisms,
+        auth_required: section.has("auth"),
+        pool,
+        timeouts,
+    };
+    let secret = login.map(|login| login.secret);
+    if needs_host {
+        return (None, secret);
+    }
+    check_tls(section, &settings);
+    check_loop(section, &settings, known.listeners);
+    (Some(settings), secret)
+}
+
+fn host(section: &mut Section<'_>, in_secret: bool) -> Option<String> {
+    let host: Option<String> = if in_secret {
+        section.optional("host")
+    } else {
+        section.required("host", "\"mail-core-01\"")
+    };
     if let Some(host) = host.as_deref()
         && !is_domain(host)
         && host.parse::<IpAddr>().is_err()
@@ -58,53 +156,33 @@ fn smtp(
         // Not shown: people write user:password@host.
         section.error("host", "is no host name", cure);
     }
-    let port = section.within("port", 25, 1..=u16::MAX);
-    let address = section.or("address", Addresses(Vec::new())).0;
-    let tls = section.or("tls", TlsMode::Opportunistic);
-    let always = matches!(tls, TlsMode::StartTls | TlsMode::Implicit);
-    let verify = section.or("verify", if always { Verify::Full } else { Verify::None });
-    let ca_file = files::existing(section, "ca_file");
-    let tls_server_name: Option<String> = section.optional("tls_server_name");
-    let (auth, mechanisms) = auth(section);
-    let settings = Settings {
-        name: name.into(),
-        host: host?,
-        port,
-        address,
-        tls,
-        verify,
-        ca_file,
-        tls_server_name,
-        helo: hostname.into(),
-        mechanisms,
-        auth_required: section.has("auth"),
-        pool: pool(section.section("pool")),
-        timeouts: timeouts(section.section("timeouts")),
-    };
-    check_tls(section, &settings);
-    check_loop(section, &settings, listeners);
-    Some(Smtp { settings, auth })
+    host
+}
+
+/// Whether every connection turns to TLS. It does where the secret says how: with a login it must.
+fn is_always(tls: Option<TlsMode>) -> bool {
+    tls.is_none_or(|tls| matches!(tls, TlsMode::StartTls | TlsMode::Implicit))
 }
 
 fn check_tls(section: &Section<'_>, smtp: &Settings) {
     match (smtp.tls, smtp.port) {
-        (TlsMode::Implicit, 587) => section.warning(
+        (Some(TlsMode::Implicit), Some(587)) => section.warning(
             "tls",
             "is \"implicit\" on port 587",
             "587 speaks STARTTLS: write tls = \"starttls\"; \"implicit\" is for 465",
         ),
-        (TlsMode::StartTls | TlsMode::Opportunistic, 465) => section.warning(
+        (Some(TlsMode::StartTls | TlsMode::Opportunistic), Some(465)) => section.warning(
             "tls",
             "is not \"implicit\" on port 465",
             "465 speaks TLS at once: write tls = \"implicit\"; \"starttls\" is for 587",
         ),
         _ => {}
     }
-    let always = matches!(smtp.tls, TlsMode::StartTls | TlsMode::Implicit);
-    if smtp.auth_required && !always {
+    let always = is_always(smtp.tls);
+    if let Some(tls) = smtp.tls.filter(|_| smtp.auth_required && !always) {
         section.error(
             "auth",
-            format_args!("would send the password over tls = {}", smtp.tls.show()),
+            format_args!("would send the password over tls = {}", tls.show()),
             "write tls = \"starttls\" (port 587) or \"implicit\" (port 465)",
         );
     }
@@ -129,16 +207,17 @@ fn check_tls(section: &Section<'_>, smtp: &Settings) {
 
 /// An upstream that is one of our own listeners would send every message round for ever.
 fn check_loop(section: &Section<'_>, smtp: &Settings, listeners: &[ListenerSettings]) {
+    let Some(Target { host, port, .. }) = smtp.target(None) else { return };
     let looked_up = smtp.address.is_empty();
-    let targets = if looked_up { host_addresses(&smtp.host) } else { smtp.address.clone() };
-    let ours = looked_up && smtp.host.eq_ignore_ascii_case(&smtp.helo);
+    let targets = if looked_up { host_addresses(&host) } else { smtp.address.clone() };
+    let ours = looked_up && host.eq_ignore_ascii_case(&smtp.helo);
     let reaches = |listener: &&ListenerSettings| {
         let bound = listener.address.ip().to_canonical();
         let hit = targets
             .iter()
             .map(IpAddr::to_canonical)
             .any(|target| target == bound || (bound.is_unspecified() && target.is_loopback()));
-        listener.address.port() == smtp.port && (ours || hit)
+        listener.address.port() == port && (ours || hit)
     };
     if let Some(listener) = listeners.iter().find(reaches) {
         let message = format!(
@@ -157,62 +236,21 @@ fn host_addresses(host: &str) -> Vec<IpAddr> {
     host.parse().into_iter().collect()
 }
 
-fn auth(section: &mut Section<'_>) -> (Option<Auth>, Vec<Mechanism>) {
+fn auth(
+    name: &str,
+    section: &mut Section<'_>,
+    secrets: &mut Secrets<'_>,
+) -> (Option<Login>, Vec<Mechanism>) {
     let default = vec![Mechanism::Plain, Mechanism::Login];
     let given = section.has("auth");
     let mut auth = section.section("auth");
     if !given {
         return (None, default);
     }
-    for key in ["password", "pass"] {
-        auth.refuse(
-            key,
-            "must not stand in the configuration",
-            "write password_file = \"$CREDENTIALS_DIRECTORY/NAME\" or password_env = \"NAME\"",
-        );
-    }
-    let literal = auth.optional("username").map(Source::Literal);
-    let name = variable(&mut auth, "username_env");
-    let file = files::secret(&mut auth, "password_file").map(Source::File);
-    let word = variable(&mut auth, "password_env");
-    let username = either(&auth, ("username", literal), ("username_env", name));
-    let refused = auth.has("password") || auth.has("pass");
-    let password = (!refused)
-        .then(|| either(&auth, ("password_file", file), ("password_env", word)))
-        .flatten();
     let mechanisms = auth.or("mechanisms", Mechanisms(default)).0;
+    let login = secrets.login(name, &mut auth, &read_secret::SMTP);
     auth.finish();
-    let pair = username.zip(password);
-    (pair.map(|(username, password)| Auth { username, password }), mechanisms)
-}
-
-/// The environment variable a key names.
-fn variable(section: &mut Section<'_>, key: &'static str) -> Option<Source> {
-    let name: String = section.optional(key)?;
-    if !section.reading.environment.contains_key(&name) {
-        let message = format!("cannot be checked: ${name} is not set here");
-        section.warning(key, message, "it must be set where Postgate runs");
-    }
-    Some(Source::Environment(name))
-}
-
-/// The one of two keys that is given; both or neither is an error.
-fn either(
-    section: &Section<'_>,
-    (a, first): (&str, Option<Source>),
-    (b, second): (&str, Option<Source>),
-) -> Option<Source> {
-    match (section.has(a), section.has(b)) {
-        (true, true) => {
-            section.error(b, format_args!("and {a} are both given"), "keep one of them");
-        }
-        (false, false) => {
-            let message = format!("{} lacks {a} or {b}", section.path);
-            section.reading.error(&section.place, message, format!("add {a} or {b}"));
-        }
-        _ => return first.or(second),
-    }
-    None
+    (login, mechanisms)
 }
 
 fn pool(mut section: Section<'_>) -> PoolSettings {
@@ -242,10 +280,12 @@ fn timeouts(mut section: Section<'_>) -> Timeouts {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Type {
     Smtp,
+    Ses,
     Maildir,
 }
 
-words!(Type { "smtp" => Self::Smtp, "maildir" => Self::Maildir });
+words!(Type { "smtp" => Self::Smtp, "ses" => Self::Ses, "maildir" => Self::Maildir });
+words!(Unit { "messages" => Self::Messages, "recipients" => Self::Recipients });
 words!(TlsMode {
     "none" => Self::None,
     "opportunistic" => Self::Opportunistic,

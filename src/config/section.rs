@@ -68,6 +68,8 @@ pub(super) struct Section<'a> {
     pub(super) place: Place,
     entries: &'a [Entry],
     known: Vec<&'static str>,
+    /// Whether its keys have names of their own for `check-config --print`.
+    shown: bool,
 }
 
 /// What is wrong with a value: how the sentence about its key goes on, and the cure.
@@ -102,7 +104,7 @@ impl<'a> Section<'a> {
         place: Place,
         table: &'a Table,
     ) -> Self {
-        Self { reading, path, place, entries: &table.0, known: Vec::new() }
+        Self { reading, path, place, entries: &table.0, known: Vec::new(), shown: true }
     }
 
     /// The key's full name.
@@ -195,27 +197,35 @@ impl<'a> Section<'a> {
                 EMPTY
             })
         });
-        Self::new(self.reading, self.name(key), place, table.unwrap_or(EMPTY))
+        let section = Self::new(self.reading, self.name(key), place, table.unwrap_or(EMPTY));
+        Self { shown: self.shown, ..section }
     }
 
     /// The tables of a list `[[key]]`, each named by its `name` or else its place in the list.
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Self> {
         let Some(node) = self.node(key) else { return Vec::new() };
+        let full = self.name(key);
+        let cure = if self.path.is_empty() {
+            format!("write [[{key}]]")
+        } else {
+            format!("write {key} = [{{ … }}]")
+        };
         let super::document::Value::Array(elements) = &node.value else {
-            let message = format!("{key} must be a list of sections, not {}", node.kind());
-            self.reading.error(&node.place, message, format!("write [[{key}]]"));
+            let message = format!("{full} must be a list of sections, not {}", node.kind());
+            self.reading.error(&node.place, message, cure);
             return Vec::new();
         };
         let mut sections = Vec::new();
         for (i, element) in elements.iter().enumerate() {
             let Some(table) = element.table() else {
-                let message = format!("{key}[{i}] must be a section, not {}", element.kind());
-                self.reading.error(&element.place, message, format!("write [[{key}]]"));
+                let message = format!("{full}[{i}] must be a section, not {}", element.kind());
+                self.reading.error(&element.place, message, cure.clone());
                 continue;
             };
             let name = table.find("name").and_then(|e| e.node.text());
-            let path = name.map_or_else(|| format!("{key}[{i}]"), |name| format!("{key}.{name}"));
-            sections.push(Self::new(self.reading, path, element.place.clone(), table));
+            let path = name.map_or_else(|| format!("{full}[{i}]"), |name| format!("{full}.{name}"));
+            let section = Self::new(self.reading, path, element.place.clone(), table);
+            sections.push(Self { shown: self.path.is_empty(), ..section });
         }
         sections
     }
@@ -260,7 +270,9 @@ impl<'a> Section<'a> {
 
     /// Notes the value a key has in the end, for `check-config --print`.
     pub(super) fn in_effect(&self, key: &str, value: String) {
-        self.reading.effective.borrow_mut().push((self.name(key), value));
+        if self.shown {
+            self.reading.effective.borrow_mut().push((self.name(key), value));
+        }
     }
 }
 

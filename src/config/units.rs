@@ -19,6 +19,9 @@ const SIZE: [(&str, u64); 9] = [
     ("TB", 1_000_000_000_000),
 ];
 
+/// Units of a rate, in seconds.
+const RATE: [(&str, f64); 3] = [("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+
 /// Why a text is no quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
@@ -41,6 +44,23 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 /// A whole number with one unit: `B`, the binary `KiB` to `TiB`, or the decimal `kB` to `TB`.
 pub(super) fn parse_size(text: &str) -> Result<u64, UnitError> {
     parse(text, &SIZE)
+}
+
+/// So many a second, from a whole number `/s`, `/m` or `/h`.
+pub(super) fn parse_rate(text: &str) -> Option<f64> {
+    let (count, unit) = text.split_once('/')?;
+    let (_, seconds) = RATE.into_iter().find(|(name, _)| *name == unit)?;
+    let digits = !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| count.parse::<u32>().ok()).flatten().map(|n| f64::from(n) / seconds)
+}
+
+/// The rate in the smallest unit in which it is a whole number: `14/s`, `1/m`.
+pub fn rate(per_second: f64) -> String {
+    let whole = |(name, seconds): (&str, f64)| {
+        let n = (per_second * seconds).round();
+        ((n / seconds - per_second).abs() < f64::EPSILON).then(|| format!("{n}/{name}"))
+    };
+    RATE.into_iter().find_map(whole).unwrap_or_else(|| format!("{per_second}/s"))
 }
 
 /// The duration in the largest unit that divides it: `5m`, `90s`, `0s`.

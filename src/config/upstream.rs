@@ -1,10 +1,13 @@
 //! Upstreams: what a message can be handed to, and how we log in there.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::files;
+use super::Config;
+use crate::policy::{breaker, bucket, eligibility};
 use crate::secret::{Credentials, Secret};
-use crate::upstream::smtp;
+use crate::secrets::{Given, Source};
+use crate::upstream::{ses, smtp};
 
 /// An upstream and its name.
 #[derive(Clone, Debug)]
@@ -13,15 +16,34 @@ pub struct Upstream {
     pub name: String,
     /// What it is.
     pub kind: UpstreamKind,
+    /// What it logs in with: a name in [`Config::secrets`].
+    pub secret: Option<String>,
+    /// When it is given a rest.
+    pub breaker: breaker::Settings,
+    /// How much it is handed per second; `None`: as much as it takes, or its provider allows.
+    pub rate: Option<bucket::Rate>,
+    /// Messages it is handed at once.
+    pub max_connections: usize,
 }
 
 /// What an upstream is.
 #[derive(Clone, Debug)]
 pub enum UpstreamKind {
     /// A smarthost.
-    Smtp(Box<Smtp>),
+    Smtp(Box<smtp::Settings>),
+    /// Amazon SES.
+    Ses(Box<Ses>),
     /// A Maildir.
     Maildir(Maildir),
+}
+
+/// Amazon SES.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Ses {
+    /// How to talk to it.
+    pub settings: ses::Settings,
+    /// What it is known to refuse.
+    pub rules: eligibility::Rules,
 }
 
 /// A Maildir.
@@ -31,38 +53,9 @@ pub struct Maildir {
     pub path: PathBuf,
 }
 
-/// A smarthost.
-#[derive(Clone, Debug)]
-pub struct Smtp {
-    /// How to talk to it.
-    pub settings: smtp::Settings,
-    /// How we log in, if we do.
-    pub auth: Option<Auth>,
-}
-
-/// How we log in (RFC 4954).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Auth {
-    /// Where the user name comes from.
-    pub username: Source,
-    /// Where the password comes from. Never [`Source::Literal`].
-    pub password: Source,
-}
-
-/// Where a part of the credentials comes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// The configuration itself.
-    Literal(String),
-    /// An environment variable.
-    Environment(String),
-    /// The first line of a file.
-    File(PathBuf),
-}
-
 /// Why there are no credentials.
 #[derive(Debug, thiserror::Error)]
-pub enum AuthError {
+pub enum LoginError {
     /// The variable is not there.
     #[error("the environment variable {0} is not set")]
     Environment(String),
@@ -74,31 +67,58 @@ pub enum AuthError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// They are not on this machine.
+    #[error("the secret {0} is in Vault")]
+    Vault(String),
+    /// Neither is the secret; the configuration's check excludes it.
+    #[error("there is no secret {0}")]
+    Unknown(String),
 }
 
-impl Auth {
-    /// Fetches user name and password; they are given this version.
-    pub fn credentials(&self, version: u64) -> Result<Credentials, AuthError> {
-        let username = self.username.fetch()?.expose().to_owned();
-        Ok(Credentials::new(username, self.password.fetch()?, version))
+impl Config {
+    /// What an upstream logs in with, if it does, as far as that is on this machine; it is given
+    /// this version.
+    pub fn login(
+        &self,
+        upstream: &Upstream,
+        version: u64,
+    ) -> Result<Option<Credentials>, LoginError> {
+        let Some(name) = &upstream.secret else { return Ok(None) };
+        let unknown = || LoginError::Unknown(name.clone());
+        match &self.secrets.secrets.get(name).ok_or_else(unknown)?.source {
+            Source::Vault { .. } => Err(LoginError::Vault(name.clone())),
+            Source::Parts(parts) => credentials(parts, version).map(Some),
+        }
     }
 }
 
-impl Source {
-    fn fetch(&self) -> Result<Secret, AuthError> {
-        match self {
-            Self::Literal(text) => Ok(Secret::new(text.clone())),
-            Self::Environment(name) => std::env::var(name)
-                .map(Secret::new)
-                .map_err(|_| AuthError::Environment(name.clone())),
-            Self::File(path) => {
-                let environment = super::environment();
-                let real = files::expand(path, &environment).unwrap_or_else(|| path.clone());
-                let text = std::fs::read_to_string(&real)
-                    .map_err(|source| AuthError::File { path: real, source })?;
-                let text = Secret::new(text);
-                Ok(Secret::new(text.expose().lines().next().unwrap_or_default().to_owned()))
-            }
+fn credentials(parts: &BTreeMap<String, Given>, version: u64) -> Result<Credentials, LoginError> {
+    let part = |name: &str| parts.get(name).map(fetch).transpose();
+    let text = |name: &str| Ok(part(name)?.map(|secret| secret.expose().to_owned()));
+    let password = part("password")?.unwrap_or_else(|| Secret::new(String::new()));
+    let mut credentials =
+        Credentials::new(text("username")?.unwrap_or_default(), password, version);
+    credentials.session_token = part("session_token")?;
+    let place = &mut credentials.place;
+    place.host = text("host")?;
+    place.port = text("port")?.and_then(|port| port.parse().ok());
+    place.use_tls = text("use_tls")?.and_then(|word| word.parse().ok());
+    place.from = text("from")?;
+    place.region = text("region")?;
+    Ok(credentials)
+}
+
+fn fetch(given: &Given) -> Result<Secret, LoginError> {
+    match given {
+        Given::Literal(text) => Ok(Secret::new(text.clone())),
+        Given::Environment(name) => {
+            std::env::var(name).map(Secret::new).map_err(|_| LoginError::Environment(name.clone()))
+        }
+        Given::File(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| LoginError::File { path: path.clone(), source })?;
+            let text = Secret::new(text);
+            Ok(Secret::new(text.expose().lines().next().unwrap_or_default().to_owned()))
         }
     }
 }

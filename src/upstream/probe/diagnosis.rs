@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Step;
 use crate::mail::Reply;
 use crate::secret::Credentials;
-use crate::upstream::smtp::{Cause, Settings, TlsMode};
+use crate::upstream::smtp::{Cause, Settings, Target, TlsMode};
 
 /// What a failure means and what to do about it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -25,6 +25,7 @@ pub struct Diagnosis {
 /// What is known besides the failure.
 pub(super) struct Context<'a> {
     pub(super) settings: &'a Settings,
+    pub(super) target: &'a Target,
     pub(super) credentials: Option<&'a Credentials>,
     /// Our end of the connection.
     pub(super) local: Option<SocketAddr>,
@@ -59,7 +60,7 @@ impl Context<'_> {
     }
 
     fn on_host(&self, command: &str) -> String {
-        format!("on {}:  {command}", self.settings.host)
+        format!("on {}:  {command}", self.target.host)
     }
 
     fn our_address(&self) -> String {
@@ -68,7 +69,7 @@ impl Context<'_> {
 }
 
 fn dns(c: &Context<'_>) -> Diagnosis {
-    let host = &c.settings.host;
+    let host = &c.target.host;
     say(
         format!("The name {host} cannot be resolved on this machine."),
         [format!("getent ahosts {host}"), c.set("address", "[\"192.0.2.1\"]  # the right one")],
@@ -76,7 +77,7 @@ fn dns(c: &Context<'_>) -> Diagnosis {
 }
 
 fn tcp(cause: &Cause, c: &Context<'_>) -> Diagnosis {
-    let port = c.settings.port;
+    let port = c.target.port;
     match cause {
         Cause::Io(e) if e.kind() == ErrorKind::ConnectionRefused => say(
             format!("The host answers, but nothing listens on port {port} there."),
@@ -86,17 +87,17 @@ fn tcp(cause: &Cause, c: &Context<'_>) -> Diagnosis {
             format!(
                 "No answer from port {port}: a firewall drops the packets, or a wrong address."
             ),
-            [c.on_host("nft list ruleset"), format!("nc -vz {} {port}", c.settings.host)],
+            [c.on_host("nft list ruleset"), format!("nc -vz {} {port}", c.target.host)],
         ),
         _ => say(
             "The network does not lead there.",
-            [format!("ip route get {}", c.settings.host), "check address and port".into()],
+            [format!("ip route get {}", c.target.host), "check address and port".into()],
         ),
     }
 }
 
 fn greeting(cause: &Cause, c: &Context<'_>) -> Diagnosis {
-    let clear = c.settings.tls != TlsMode::Implicit;
+    let clear = c.target.tls != TlsMode::Implicit;
     match cause {
         Cause::Refused(_) => say(
             format!(
@@ -105,7 +106,7 @@ fn greeting(cause: &Cause, c: &Context<'_>) -> Diagnosis {
             ),
             [c.on_host("postconf mynetworks smtpd_client_restrictions")],
         ),
-        Cause::TimedOut(_) | Cause::Closed if clear && c.settings.port == 465 => say(
+        Cause::TimedOut(_) | Cause::Closed if clear && c.target.port == 465 => say(
             "Port 465 speaks TLS from the first octet and waits for us to begin.",
             [c.set("tls", "\"implicit\"")],
         ),
@@ -162,7 +163,7 @@ fn starttls(cause: &Cause, c: &Context<'_>) -> Diagnosis {
 }
 
 fn s_client(c: &Context<'_>) -> String {
-    let Settings { host, port, tls, .. } = c.settings;
+    let Target { host, port, tls } = c.target;
     let starttls = if *tls == TlsMode::Implicit { "" } else { "-starttls smtp " };
     format!("openssl s_client {starttls}-connect {host}:{port} -showcerts </dev/null")
 }
@@ -398,6 +399,7 @@ mod tests {
             settings.auth_required = true;
             let context = Context {
                 settings: &settings,
+                target: &settings.target(None).unwrap(),
                 credentials: None,
                 local: None,
                 names: vec!["real".into()],
@@ -417,6 +419,7 @@ mod tests {
         let settings = Settings::new("core", "core", 587, "gate");
         let context = Context {
             settings: &settings,
+            target: &settings.target(None).unwrap(),
             credentials: Some(&credentials),
             local: None,
             names: vec![],

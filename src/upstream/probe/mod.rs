@@ -143,8 +143,10 @@ pub async fn probe(
     options: &Options,
     now: Timestamp,
 ) -> Result<Report, SettingsError> {
+    let place = credentials.as_deref().map(|c| &c.place);
+    let target = settings.target(place).ok_or(SettingsError::Host)?;
     let connector = Connector::new(settings)?;
-    let mut recorder = Recorder::new(connector.settings().tls, now);
+    let mut recorder = Recorder::new(target.tls, now);
     let t = &connector.settings().timeouts;
     let deadline = Instant::now() + t.connect * 2 + t.greeting + t.command * 8;
     let opened = connector.open(credentials.clone(), deadline, &mut recorder).await;
@@ -162,6 +164,7 @@ pub async fn probe(
         recorder.push(step, Status::Fail, detail);
         let context = Context {
             settings: connector.settings(),
+            target: &target,
             credentials: credentials.as_deref(),
             local: recorder.local,
             names: presented.first().map(|c| names(c)).unwrap_or_default(),
@@ -172,7 +175,7 @@ pub async fn probe(
     let settings = connector.settings();
     Ok(Report {
         upstream: settings.name.clone(),
-        target: format!("{}:{}", settings.host, settings.port),
+        target: format!("{}:{}", target.host, target.port),
         stages: recorder.complete(settings, failed),
         diagnosis,
         exit_code: failed.map_or(0, Step::exit_code),

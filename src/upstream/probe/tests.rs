@@ -99,7 +99,7 @@ async fn a_certificate_that_is_not_trusted_is_shown_all_the_same() {
 async fn a_port_nobody_listens_on_is_exit_code_2() {
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings = Fake::start(&[]).await.settings();
-    settings.port = free.local_addr().unwrap().port();
+    settings.port = Some(free.local_addr().unwrap().port());
     drop(free);
     let report = run(settings, None).await;
     assert!(summary(&report).starts_with("ok dns, fail tcp, skip greeting"));
@@ -111,7 +111,7 @@ async fn tls_spoken_to_a_greeting_in_clear_is_recognised() {
     let fake = Fake::start(&[]).await;
     let (pem, _) = signed("localhost", 2100);
     let mut settings = fake.tls_settings(&pem);
-    settings.tls = TlsMode::Implicit;
+    settings.tls = Some(TlsMode::Implicit);
     let report = run(settings, None).await;
     assert!(summary(&report).starts_with("ok dns, ok tcp, fail cert"), "{}", summary(&report));
     assert!(report.diagnosis.unwrap().next[0].contains("tls = \"starttls\""));

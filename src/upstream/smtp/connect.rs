@@ -17,7 +17,7 @@ use super::capabilities::Capabilities;
 use super::dialogue::{Dialogue, Wire};
 use super::error::{Cause, Problem};
 use super::relay;
-use super::settings::{Mechanism, Settings, SettingsError, TlsMode};
+use super::settings::{Mechanism, Settings, SettingsError, Target, TlsMode};
 use super::tls::Tls;
 use crate::mail::{Reply, Stage};
 use crate::secret::Credentials;
@@ -81,7 +81,8 @@ impl Connector {
         if !is_name(&settings.helo) {
             return Err(SettingsError::Helo(settings.helo));
         }
-        if settings.host.is_empty() {
+        let may_follow = settings.auth_required.then_some("the secret's");
+        if settings.host.as_deref().or(may_follow).is_none_or(str::is_empty) {
             return Err(SettingsError::Host);
         }
         if settings.auth_required && settings.mechanisms.is_empty() {
@@ -113,13 +114,18 @@ impl Connector {
     ) -> Result<Connection, Problem> {
         let start = Instant::now();
         let end = deadline.min(start + self.settings.timeouts.connect);
-        let addresses = self.resolve(end).await.map_err(|c| c.at(Stage::Dns))?;
+        let place = credentials.as_deref().map(|c| &c.place);
+        let target = self.settings.target(place);
+        let target = target.ok_or_else(|| Cause::NoHost.at(Stage::Dns))?;
+        let addresses = self.resolve(&target, end).await.map_err(|c| c.at(Stage::Dns))?;
         observer.seen(Seen::Resolved(&addresses));
         let (client, peer) = dial(&addresses, end).await.map_err(|c| c.at(Stage::Connect))?;
         observer.seen(Seen::Connected(client.stream.local_addr().ok(), peer));
-        let relay = relay(&self.settings.host, peer);
-        let (mut dialogue, capabilities, tls) = match (self.settings.tls, &self.tls) {
+        let relay = relay(&target.host, peer);
+        let wanted = self.tls.as_ref().filter(|_| target.tls != TlsMode::None);
+        let (mut dialogue, capabilities, tls) = match (target.tls, wanted) {
             (TlsMode::Implicit, Some(tls)) => {
+                let tls = (tls, tls.server_name(&target.host));
                 let (client, version) = self.handshake(tls, client, deadline, observer).await?;
                 let mut dialogue = Dialogue::new(client, deadline).boxed();
                 let offered = self.greet(&mut dialogue, observer).await?;
@@ -128,7 +134,7 @@ impl Connector {
             (_, tls) => {
                 let mut dialogue = Dialogue::new(client, deadline);
                 let offered = self.greet(&mut dialogue, observer).await?;
-                self.secure(dialogue, offered, tls.as_ref(), deadline, observer).await?
+                self.secure(dialogue, offered, (&target, tls), deadline, observer).await?
             }
         };
         if self.settings.auth_required {
@@ -148,8 +154,9 @@ impl Connector {
     }
 
     /// The addresses to try, in the resolver's order.
-    async fn resolve(&self, end: Instant) -> Result<Vec<SocketAddr>, Cause> {
-        let Settings { host, port, address, .. } = &self.settings;
+    async fn resolve(&self, target: &Target, end: Instant) -> Result<Vec<SocketAddr>, Cause> {
+        let address = &self.settings.address;
+        let Target { host, port, .. } = target;
         if !address.is_empty() {
             return Ok(address.iter().map(|ip| SocketAddr::new(*ip, *port)).collect());
         }
@@ -197,14 +204,14 @@ impl Connector {
         &self,
         mut dialogue: Dialogue<TcpStream>,
         offered: Capabilities,
-        tls: Option<&Tls>,
+        (target, tls): (&Target, Option<&Tls>),
         deadline: Instant,
         observer: &mut dyn Observer,
     ) -> Result<(Dialogue<Box<dyn Wire>>, Capabilities, Option<String>), Problem> {
         let failed = |cause: Cause| cause.at(Stage::Tls);
         let Some(tls) = tls else { return Ok((dialogue.boxed(), offered, None)) };
         if !offered.starttls {
-            return match self.settings.tls {
+            return match target.tls {
                 TlsMode::Opportunistic => Ok((dialogue.boxed(), offered, None)),
                 _ => Err(failed(Cause::NoStartTls)),
             };
@@ -214,6 +221,7 @@ impl Connector {
         positive(&reply).map_err(failed)?;
         observer.seen(Seen::StartTls(&reply));
         let client = dialogue.into_client().map_err(failed)?;
+        let tls = (tls, tls.server_name(&target.host));
         let (client, version) = self.handshake(tls, client, deadline, observer).await?;
         let mut dialogue = Dialogue::new(client, deadline);
         let offered = self.ehlo(&mut dialogue).await.map_err(|c| c.at(Stage::Ehlo))?;
@@ -224,7 +232,7 @@ impl Connector {
     /// The TLS handshake, with the certificate's verification; and the version agreed on.
     async fn handshake(
         &self,
-        tls: &Tls,
+        (tls, server_name): (&Tls, &str),
         mut client: SmtpClient<TcpStream>,
         deadline: Instant,
         observer: &mut dyn Observer,
@@ -232,7 +240,7 @@ impl Connector {
         let left = deadline.saturating_duration_since(Instant::now());
         client.timeout = self.settings.timeouts.connect.min(left);
         let limit = client.timeout;
-        let client = match client.into_tls(&tls.connector, &tls.server_name).await {
+        let client = match client.into_tls(&tls.connector, server_name).await {
             Ok(client) => client,
             Err(e) => return Err(sort(e, limit).at(Stage::Tls)),
         };

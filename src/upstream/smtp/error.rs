@@ -19,6 +19,9 @@ pub(crate) struct Problem {
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cause {
+    /// Neither the settings nor the secret say where to connect.
+    #[error("neither the configuration nor the secret names a host")]
+    NoHost,
     /// The name could not be looked up.
     #[error("cannot look up {host}: {source}")]
     Resolve {

@@ -114,7 +114,7 @@ impl Fake {
         let long = Duration::from_secs(20);
         let mut settings = Settings::new("core", "localhost", self.port, "gate.example");
         settings.address = vec!["127.0.0.1".parse().unwrap()];
-        settings.tls = TlsMode::None;
+        settings.tls = Some(TlsMode::None);
         settings.timeouts = Timeouts {
             connect: long,
             greeting: wait,
@@ -128,7 +128,7 @@ impl Fake {
     /// Settings for STARTTLS, trusting what is in `pem`.
     pub(crate) fn tls_settings(&self, pem: &Pem) -> Settings {
         let mut settings = self.settings();
-        settings.tls = TlsMode::StartTls;
+        settings.tls = Some(TlsMode::StartTls);
         settings.verify = Verify::Full;
         settings.ca_file = Some(pem.path().to_owned());
         settings.timeouts.command = Duration::from_secs(20);

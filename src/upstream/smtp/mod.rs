@@ -31,7 +31,10 @@ use tokio::time::Instant;
 pub(crate) use capabilities::Capabilities;
 pub(crate) use connect::{Connection, Connector, Observer, Seen};
 pub(crate) use error::{Cause, Problem};
-pub use settings::{Mechanism, PoolSettings, Settings, SettingsError, Timeouts, TlsMode, Verify};
+pub use settings::{
+    DEFAULT_PORT, Mechanism, PoolSettings, Settings, SettingsError, Target, Timeouts, TlsMode,
+    Verify,
+};
 
 use super::{Leaving, Standing, Upstream};
 use crate::mail::{Body, Envelope, Handoff, Outcome, RecipientOutcome, Stage};
@@ -73,7 +76,7 @@ impl SmtpUpstream {
         deadline: Instant,
     ) -> Outcome {
         let timeouts = &self.connector.settings().timeouts;
-        let mut trace = Trace::new(&self.connector);
+        let mut trace = Trace::new();
         let Some(_place) = self.pool.place(deadline).await else {
             let waited = Cause::TimedOut(trace.begun.elapsed());
             return trace.failed(envelope, &waited.at(Stage::Pool));
@@ -88,6 +91,7 @@ impl SmtpUpstream {
                 return self.done(connection, finished, trace);
             }
         }
+        trace.host = self.target(credentials.as_deref()).map(|target| target.host);
         match self.connector.open(credentials, deadline, &mut trace).await {
             Ok(mut connection) => {
                 trace.using(&connection);
@@ -98,7 +102,7 @@ impl SmtpUpstream {
         }
     }
 
-    fn done(&self, connection: Connection, finished: Finished, trace: Trace<'_>) -> Outcome {
+    fn done(&self, connection: Connection, finished: Finished, trace: Trace) -> Outcome {
         match finished.condition {
             Condition::Good => self.pool.give(connection),
             Condition::Unwanted => pool::drop_politely(connection),
@@ -111,6 +115,10 @@ impl SmtpUpstream {
         let wanted = self.connector.settings().auth_required;
         self.credentials.borrow().clone().filter(|_| wanted)
     }
+
+    fn target(&self, credentials: Option<&Credentials>) -> Option<Target> {
+        self.connector.settings().target(credentials.map(|c| &c.place))
+    }
 }
 
 #[async_trait]
@@ -122,8 +130,13 @@ impl Upstream for SmtpUpstream {
     fn standing(&self) -> Standing {
         let credentials = self.credentials.borrow();
         let lacking = self.connector.settings().auth_required && credentials.is_none();
+        let wanting = match self.target(credentials.as_deref()) {
+            _ if lacking => Some("no credentials yet".to_owned()),
+            None => Some(Cause::NoHost.to_string()),
+            Some(_) => None,
+        };
         Standing {
-            wanting: lacking.then(|| "no credentials yet".to_owned()),
+            wanting,
             secret: credentials.as_ref().map_or(0, |c| c.version),
             ..Standing::default()
         }
@@ -141,18 +154,17 @@ impl Upstream for SmtpUpstream {
 }
 
 /// What an outcome tells besides the recipients.
-struct Trace<'a> {
-    host: &'a str,
+struct Trace {
+    host: Option<String>,
     begun: Instant,
     relay: Option<String>,
     tls: Option<String>,
     connected: Option<Instant>,
 }
 
-impl<'a> Trace<'a> {
-    fn new(connector: &'a Connector) -> Self {
-        let host = &connector.settings().host;
-        Self { host, begun: Instant::now(), relay: None, tls: None, connected: None }
+impl Trace {
+    fn new() -> Self {
+        Self { host: None, begun: Instant::now(), relay: None, tls: None, connected: None }
     }
 
     /// A connection is there, and the transaction begins.
@@ -185,10 +197,12 @@ fn relay(host: &str, peer: SocketAddr) -> String {
     format!("{host}[{}]:{}", peer.ip(), peer.port())
 }
 
-impl Observer for Trace<'_> {
+impl Observer for Trace {
     fn seen(&mut self, step: Seen<'_>) {
         match step {
-            Seen::Connected(_, peer) => self.relay = Some(relay(self.host, peer)),
+            Seen::Connected(_, peer) => {
+                self.relay = self.host.as_deref().map(|host| relay(host, peer));
+            }
             Seen::Secured(version, _) => self.tls = Some(version.to_owned()),
             _ => {}
         }

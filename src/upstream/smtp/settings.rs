@@ -5,19 +5,24 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::secret::Place;
+
+/// The port where neither the configuration nor the secret names one.
+pub const DEFAULT_PORT: u16 = 25;
+
 /// A smarthost and how to talk to it.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The upstream's name in the configuration.
     pub name: String,
-    /// The host's name, or an address.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
+    /// The host's name, or an address. `None`: the secret says.
+    pub host: Option<String>,
+    /// The TCP port. `None`: the secret says, or else [`DEFAULT_PORT`].
+    pub port: Option<u16>,
     /// Connect to these instead of looking `host` up; empty looks it up for each connection.
     pub address: Vec<IpAddr>,
-    /// Whether and when the connection turns to TLS.
-    pub tls: TlsMode,
+    /// Whether and when the connection turns to TLS. `None`: the secret says, or else it must.
+    pub tls: Option<TlsMode>,
     /// Which certificate is accepted.
     pub verify: Verify,
     /// PEM file of the authorities to trust **instead of** the system's. A server certificate that
@@ -42,10 +47,10 @@ impl Settings {
     pub fn new(name: &str, host: &str, port: u16, helo: &str) -> Self {
         Self {
             name: name.into(),
-            host: host.into(),
-            port,
+            host: Some(host.into()),
+            port: Some(port),
             address: Vec::new(),
-            tls: TlsMode::StartTls,
+            tls: Some(TlsMode::StartTls),
             verify: Verify::Full,
             ca_file: None,
             tls_server_name: None,
@@ -56,6 +61,32 @@ impl Settings {
             timeouts: Timeouts::default(),
         }
     }
+
+    /// Where to connect and how, when the secret was asked for what the settings leave out. `None`
+    /// when neither names a host.
+    pub fn target(&self, secret: Option<&Place>) -> Option<Target> {
+        let said = |place: &Place| place.host.clone();
+        let host = self.host.clone().or_else(|| secret.and_then(said))?;
+        let port = self.port.or_else(|| secret?.port).unwrap_or(DEFAULT_PORT);
+        let tls = self.tls.unwrap_or_else(|| match secret.and_then(|place| place.use_tls) {
+            Some(false) => TlsMode::None,
+            // Port 465 speaks TLS at once (RFC 8314); any other begins in clear.
+            Some(true) | None if port == 465 => TlsMode::Implicit,
+            Some(true) | None => TlsMode::StartTls,
+        });
+        Some(Target { host, port, tls })
+    }
+}
+
+/// Where to connect, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// The host's name, or an address.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+    /// Whether and when the connection turns to TLS.
+    pub tls: TlsMode,
 }
 
 /// Whether and when a connection turns to TLS.
@@ -161,8 +192,8 @@ pub enum SettingsError {
     /// The EHLO name is empty or not printable ASCII without blanks.
     #[error("helo name {0:?} is not a host name")]
     Helo(String),
-    /// The host is empty.
-    #[error("the host is empty")]
+    /// No host is named, and no secret may name one.
+    #[error("no host is named")]
     Host,
     /// The name to verify is not a DNS name or an address.
     #[error("{0:?} is not a name a certificate can have")]
@@ -184,4 +215,31 @@ pub enum SettingsError {
     /// TLS cannot be set up: no authorities in the file or on the system.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_secret_fills_what_the_settings_leave_out_and_no_more() {
+        let secret = Place {
+            host: Some("other".into()),
+            port: Some(465),
+            use_tls: Some(true),
+            ..Place::default()
+        };
+        let all = Settings::new("core", "core", 587, "gate");
+        let target = |host: &str, port, tls| Some(Target { host: host.into(), port, tls });
+        assert_eq!(all.target(Some(&secret)), target("core", 587, TlsMode::StartTls));
+        let none = Settings { host: None, port: None, tls: None, ..all };
+        assert_eq!(none.target(Some(&secret)), target("other", 465, TlsMode::Implicit));
+        assert_eq!(none.target(Some(&Place::default())), None);
+        assert_eq!(none.target(None), None);
+        let on = |use_tls, port| Place { port, use_tls, ..secret.clone() };
+        let tls = |place: Place| none.target(Some(&place)).map(|t| (t.port, t.tls));
+        assert_eq!(tls(on(Some(true), Some(587))), Some((587, TlsMode::StartTls)));
+        assert_eq!(tls(on(None, None)), Some((25, TlsMode::StartTls)));
+        assert_eq!(tls(on(Some(false), Some(465))), Some((465, TlsMode::None)));
+    }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::mail::{
     Blame, BodyKind, Failure, ForwardPath, Mailbox, Notify, Recipient, Ret, ReversePath,
 };
-use crate::secret::Secret;
+use crate::secret::{Place, Secret};
 use crate::upstream::Free;
 
 const ALL: &[&str] = &["PIPELINING", "SIZE 10000", "8BITMIME", "DSN", "SMTPUTF8"];
@@ -453,7 +453,7 @@ mod secured {
         let it = signed("elsewhere.example", 2100);
         let fake = Fake::start(ALL).await.with_tls(&it.1, ALL).implicit();
         let mut settings = fake.tls_settings(&it.0);
-        settings.tls = TlsMode::Implicit;
+        settings.tls = Some(TlsMode::Implicit);
         settings.tls_server_name = Some("elsewhere.example".into());
         let outcome = send(&upstream(settings), &envelope(&["x@b.example"])).await;
         assert!(is_sent(&outcome.recipients[0]));
@@ -489,7 +489,7 @@ mod secured {
         for (extensions, encrypted) in [(&["STARTTLS"], true), (&["DSN"], false)] {
             let fake = Fake::start(extensions).await.with_tls(&it.1, ALL);
             let mut settings = fake.tls_settings(&it.0);
-            settings.tls = TlsMode::Opportunistic;
+            settings.tls = Some(TlsMode::Opportunistic);
             let outcome = send(&upstream(settings), &envelope(&["x@b.example"])).await;
             assert!(is_sent(&outcome.recipients[0]));
             assert_eq!(outcome.tls.is_some(), encrypted);
@@ -566,5 +566,40 @@ mod secured {
             assert!(is_sent(&send(&upstream, &envelope(&["x@b.example"])).await.recipients[0]));
             assert_eq!(fake.log().connections, connections);
         }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_moves_the_smarthost_is_followed() {
+        let it = (signed("old.example", 2100), signed("new.example", 2100));
+        let (old, new) =
+            (starttls(&it.0, &["AUTH PLAIN"]).await, starttls(&it.1, &["AUTH PLAIN"]).await);
+        let place = |host: &str, fake: &Fake| Place {
+            host: Some(host.into()),
+            port: Some(fake.port),
+            ..Place::default()
+        };
+        let secret = |version, place| {
+            Some(Arc::new(Credentials { place, ..Credentials::clone(&login(version)) }))
+        };
+        let mut settings = old.tls_settings(&it.0.0);
+        (settings.host, settings.port, settings.tls) = (None, None, None);
+        let authorities = [it.0.0.path(), it.1.0.path()].map(|p| std::fs::read(p).unwrap());
+        std::fs::write(it.0.0.path(), authorities.concat()).unwrap();
+        settings.auth_required = true;
+        let (change, receiver) = watch::channel(secret(1, Place::default()));
+        let upstream = SmtpUpstream::new(settings, receiver).unwrap();
+        assert!(upstream.standing().wanting.unwrap().contains("names a host"));
+        for (version, place, relay) in [
+            (2, place("old.example", &old), format!("old.example[127.0.0.1]:{}", old.port)),
+            (3, place("new.example", &new), format!("new.example[127.0.0.1]:{}", new.port)),
+        ] {
+            change.send(secret(version, place)).unwrap();
+            assert_eq!(upstream.standing().wanting, None);
+            let outcome = send(&upstream, &envelope(&["x@b.example"])).await;
+            assert!(is_sent(&outcome.recipients[0]), "{:?}", outcome.recipients);
+            assert_eq!(outcome.relay, Some(relay));
+            assert_eq!(outcome.tls.as_deref(), Some("TLSv1.3"));
+        }
+        assert_eq!((old.log().connections, new.log().connections), (1, 1));
     }
 }

@@ -25,8 +25,8 @@ use super::settings::{Settings, SettingsError, TlsMode, Verify};
 pub(crate) struct Tls {
     /// mail-send takes one of these.
     pub(crate) connector: TlsConnector,
-    /// The name to verify and to send as SNI.
-    pub(crate) server_name: String,
+    /// The name to verify and to send as SNI, where the settings fix it.
+    server_name: Option<String>,
     /// The certificates of the first handshake, leaf first; also of one that failed.
     pub(crate) presented: Arc<OnceLock<Vec<CertificateDer<'static>>>>,
 }
@@ -34,14 +34,15 @@ pub(crate) struct Tls {
 impl Tls {
     /// What the settings ask for; `None` when it is not TLS.
     pub(crate) fn new(settings: &Settings) -> Result<Option<Self>, SettingsError> {
-        if settings.tls == TlsMode::None {
+        if settings.tls == Some(TlsMode::None) {
             return Ok(None);
         }
-        let name = settings.tls_server_name.as_deref().unwrap_or(&settings.host);
-        let server_name = name.strip_suffix('.').unwrap_or(name).to_owned();
-        if ServerName::try_from(server_name.as_str()).is_err() {
-            return Err(SettingsError::ServerName(server_name));
+        let name = settings.tls_server_name.as_deref().or(settings.host.as_deref());
+        let server_name = name.map(without_dot);
+        if let Some(name) = server_name.filter(|name| ServerName::try_from(*name).is_err()) {
+            return Err(SettingsError::ServerName(name.into()));
         }
+        let server_name = server_name.map(str::to_owned);
         let provider = Arc::new(aws_lc_rs::default_provider());
         let presented = Arc::new(OnceLock::new());
         let verifier = Verifier {
@@ -57,6 +58,16 @@ impl Tls {
             .with_no_client_auth();
         Ok(Some(Self { connector: Arc::new(config).into(), server_name, presented }))
     }
+
+    /// The name to verify and to send as SNI, on a connection to `host`.
+    pub(crate) fn server_name<'a>(&'a self, host: &'a str) -> &'a str {
+        self.server_name.as_deref().unwrap_or_else(|| without_dot(host))
+    }
+}
+
+/// A name without the dot of the DNS root: certificates do not have it.
+fn without_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 /// What makes a certificate acceptable.
