@@ -184,6 +184,25 @@ fn routes_reach_the_configuration() {
 }
 
 #[test]
+fn routes_may_ask_for_as_many_headers_as_are_kept_of_a_message() {
+    let check = |count: usize| {
+        let headers: Vec<String> = (0..count).map(|n| format!("X-{n} = \"1\"")).collect();
+        let one = format!(
+            "name = \"some\", upstreams = [\"core\"], match = {{ header = {{ {} }} }}",
+            headers.join(", ")
+        );
+        let minimal = fs::read_to_string("tests/config/valid/minimal.toml").unwrap();
+        let source = minimal.replace("route = [{", &format!("route = [{{ {one} }}, {{"));
+        config::parse(Path::new("x.toml"), &source, &environment(&[]))
+    };
+    for kept in [15, 16] {
+        check(kept).unwrap_or_else(|r| panic!("{r}"));
+    }
+    let report = check(17).unwrap_err().to_string();
+    assert!(report.contains("route asks for 17 headers in all"), "{report}");
+}
+
+#[test]
 fn what_ses_has_reaches_the_configuration() {
     let c = load("tests/config/valid/everything.toml", &[]);
     let Ses { settings, rules } = ses(&c, "ses");

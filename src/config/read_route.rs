@@ -5,8 +5,9 @@ use super::read::{known_name, name};
 use super::section::{Section, Setting, show_list, similar, words};
 use super::values::{Headers, Patterns};
 use super::{Upstream, UpstreamKind};
+use crate::mail::facts::ENTRIES_MAX;
 use crate::policy::networks::Networks;
-use crate::policy::routing::{Class, Match, Priority, Route, Unconfirmed};
+use crate::policy::routing::{self, Class, Match, Priority, Route, Unconfirmed};
 
 /// Reads every `[[route]]`. `places` are the names of all upstreams and where they begin,
 /// `upstreams` those without mistakes.
@@ -30,6 +31,12 @@ pub(super) fn routes(
             routes.push(route);
         }
         section.finish();
+    }
+    let headers = routing::headers(&routes).len();
+    if headers > ENTRIES_MAX {
+        let message = format!("asks for {headers} headers in all");
+        let cure = format!("of a message {ENTRIES_MAX} are kept; tell mail apart by fewer");
+        top.error("route", message, cure);
     }
     // A route that is wrong may name any of them.
     if count > 0 && routes.len() == count {
