@@ -450,14 +450,22 @@ impl AcceptFailed<'_> {
 }
 
 /// An operator asked for a change.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AdminAction<'a> {
     /// The user id of the process that asked; `None` when the system did not tell.
     pub uid: Option<u32>,
-    /// What was asked for: `retry`, `delete`, `reload` and so on.
+    /// What was asked for: `retry`, `delete`, `pause`, `reload` and so on.
     pub action: &'a str,
     /// Of which message, if of one.
     pub queue_id: Option<QueueId>,
+    /// Of which upstream, if of one.
+    pub upstream: Option<&'a str>,
+    /// Of which secret, if of one.
+    pub secret: Option<&'a str>,
+    /// For how many seconds, if not for good.
+    pub for_seconds: Option<u64>,
+    /// Why, in the operator's words.
+    pub reason: Option<&'a str>,
     /// Why it was not done; `None` when it was.
     pub error: Option<&'a str>,
 }
@@ -465,11 +473,24 @@ pub struct AdminAction<'a> {
 impl AdminAction<'_> {
     /// Logs it.
     pub fn emit(&self) {
-        let Self { uid, action, queue_id, error } = *self;
-        let queue_id = queue_id.map(|id| id.to_string()).unwrap_or_default();
+        let Self { uid, action, queue_id, upstream, secret, for_seconds, reason, error } = *self;
+        let queue_id = queue_id.map(|id| id.to_string());
         match error {
-            None => info!(event = "admin", uid, action, queue_id, "done for an operator"),
-            Some(error) => warn!(event = "admin", uid, action, queue_id, error, "not done"),
+            None => info!(
+                event = "admin",
+                uid,
+                action,
+                queue_id,
+                upstream,
+                secret,
+                for_seconds,
+                reason,
+                "done for an operator"
+            ),
+            Some(error) => warn!(
+                event = "admin",
+                uid, action, queue_id, upstream, secret, for_seconds, reason, error, "not done"
+            ),
         }
     }
 }

@@ -7,15 +7,28 @@
 //! | `GET /v1/queue?state=S` | one JSON object in each line, oldest message first |
 //! | `GET /v1/queue/{id}` | one message, also one that was finished lately |
 //! | `GET /v1/queue/{id}/body` | its content, octet for octet |
-//! | `POST /v1/queue/{id}/{action}` | retry, hold, release, requeue or delete |
+//! | `GET /v1/queue/{id}/explain` | which upstreams may have it, and why not the others |
+//! | `POST /v1/queue/{id}/{action}` | retry, hold, release, requeue, confirm, resend or delete |
+//! | `GET /v1/upstreams` | every upstream and its breaker |
+//! | `POST /v1/upstreams/{name}/{action}` | pause, resume, trip or reset |
+//! | `GET /v1/secrets` | every secret, without what is secret in it |
+//! | `POST /v1/secrets/refresh`, `POST /v1/secrets/{name}/refresh` | asks the source again, soon |
 //! | `POST /v1/reload` | reads the configuration again |
 //!
-//! Errors are problem details (RFC 9457). Every change is logged with the caller's user id.
+//! `state` is one of the queue's, or `unconfirmed` for mail an upstream may have without our
+//! knowing. A change may have a body, a JSON object: `reason`, one line of at most 200 characters, and for
+//! pause and trip `for_seconds`. Errors are problem details (RFC 9457). Every change is logged with
+//! the caller's user id and reason.
 
 mod api;
+mod change;
+mod control;
+mod problem;
+mod queue;
 mod scrape;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -27,9 +40,14 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Clock;
+use crate::mail::Message;
 use crate::spool::Spool;
 
 pub use scrape::{Probes, serve_probes};
+pub use view::{
+    Connections, Explanation, Intervention, May, Operation, Pause, Refused, SecretView, Selection,
+    UpstreamView, Verdict,
+};
 
 /// Owner and group may connect.
 const SOCKET_MODE: u32 = 0o660;
@@ -37,13 +55,30 @@ const SOCKET_MODE: u32 = 0o660;
 /// The directory of the socket, when it has to be made.
 const DIRECTORY_MODE: u32 = 0o750;
 
+/// Does something to a named upstream.
+pub type Operate = Arc<dyn Fn(&str, Intervention) -> Result<(), Refused> + Send + Sync>;
+/// Tells where the pending recipients of a message may go, as things are now.
+pub type Explain = Arc<dyn Fn(&Message) -> Vec<Verdict> + Send + Sync>;
+/// Has the named secret, or all, read again.
+pub type Refresh = Arc<dyn Fn(Option<&str>) -> Result<(), Refused> + Send + Sync>;
+
 /// What the API shows and acts on.
 #[derive(Clone)]
 pub struct Handles {
     /// The queue.
     pub spool: Arc<dyn Spool>,
-    /// Gives the answer to `GET /v1/status`; must not block.
+    /// Gives the answer to `GET /v1/status`, without upstreams and secrets; must not block.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Every upstream, in the configuration's order; must not block.
+    pub upstreams: Arc<dyn Fn() -> Vec<UpstreamView> + Send + Sync>,
+    /// Does to the named upstream what the operator wants; must not block.
+    pub operate: Operate,
+    /// Where the pending recipients of a message may go, as things are now; must not block.
+    pub explain: Explain,
+    /// Every secret; must not block.
+    pub secrets: Arc<dyn Fn() -> Vec<SecretView> + Send + Sync>,
+    /// Has the named secret, or all, read again soon; must not wait for that.
+    pub refresh: Refresh,
     /// Takes requests to reload; the answer is what was done, or why the old configuration stays.
     pub reload: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
     /// The time of a change.

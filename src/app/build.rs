@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::reload::Live;
-use crate::admin::Probes;
+use crate::admin::{Probes, UpstreamView};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config, UpstreamKind};
 use crate::delivery::{self, Lane, Limits as LaneLimits, Plan};
@@ -166,24 +166,12 @@ pub(super) fn delivery(config: &Config) -> delivery::Settings {
 pub(super) fn status(
     live: &Live,
     spool: Arc<dyn Spool>,
-    clock: Arc<dyn Clock>,
+    clock: &dyn Clock,
 ) -> Arc<dyn Fn() -> serde_json::Value + Send + Sync> {
-    let plan = Arc::clone(&live.plan);
     let policy = Arc::clone(&live.policy);
     let dropped = live.telemetry.dropped();
     let since = clock.wall();
     Arc::new(move || {
-        let plan = plan.load();
-        let (now, wall) = (clock.now(), clock.wall());
-        let upstream = |lane: &Arc<Lane>| {
-            let view = lane.view(now, wall);
-            json!({
-                "name": lane.name(),
-                "breaker": view.condition.word,
-                "rests_for_seconds": view.rests_for.map(|d| d.as_secs()),
-                "last_failure": view.last_failure,
-            })
-        };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "hostname": policy.load().smtp.hostname,
@@ -192,9 +180,31 @@ pub(super) fn status(
             "refusal": spool.refusal().map(|e| e.to_string()),
             "queue": spool.stats(),
             "log_lines_dropped": dropped.dropped_lines(),
-            "upstreams": plan.lanes().iter().map(upstream).collect::<Vec<_>>(),
         })
     })
+}
+
+/// The upstreams as `postgate upstream list` shows them.
+pub(super) fn upstreams(
+    live: &Live,
+    clock: Arc<dyn Clock>,
+) -> Arc<dyn Fn() -> Vec<UpstreamView> + Send + Sync> {
+    let plan = Arc::clone(&live.plan);
+    let one = move |lane: &Arc<Lane>| {
+        let view = lane.view(clock.now(), clock.wall());
+        UpstreamView {
+            name: lane.name().into(),
+            breaker: view.condition.word.into(),
+            since: Some(view.condition.since),
+            until_seconds: view.rests_for.map(|rest| rest.as_secs()),
+            reason: view.condition.reason,
+            last_failure: view.last_failure,
+            sent: view.sent,
+            failed: view.failed,
+            ..UpstreamView::default()
+        }
+    };
+    Arc::new(move || plan.load().lanes().iter().map(&one).collect())
 }
 
 /// What Prometheus and probes are shown.

@@ -154,7 +154,14 @@ impl Daemon {
         let (reload, reloads) = mpsc::channel(1);
         let handles = admin::Handles {
             spool: Arc::clone(&spool),
-            status: build::status(&live, Arc::clone(&spool), Arc::clone(&clock)),
+            status: build::status(&live, Arc::clone(&spool), clock.as_ref()),
+            upstreams: build::upstreams(&live, Arc::clone(&clock)),
+            operate: Arc::new(|name, _| Err(admin::Refused::NoUpstream(name.into()))),
+            explain: Arc::new(|_| Vec::new()),
+            secrets: Arc::new(Vec::new),
+            refresh: Arc::new(|name| {
+                name.map_or(Ok(()), |name| Err(admin::Refused::NoSecret(name.into())))
+            }),
             reload,
             clock,
         };
