@@ -40,7 +40,7 @@ fn told(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-/// A daemon that gives each request the answer for its first line, and the requests it got.
+/// A daemon that gives each request the answer for its first line and, behind it, its body.
 struct Daemon {
     socket: PathBuf,
     _directory: tempfile::TempDir,
@@ -59,7 +59,12 @@ impl Daemon {
                     && reader.read_until(b'\n', &mut head).unwrap() > 0
                 {}
                 let head = String::from_utf8(head).unwrap();
-                let (status, body) = answer(head.split(" HTTP").next().unwrap());
+                let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
+                let mut body = vec![0; length.map_or(0, |n| n.parse().unwrap())];
+                reader.read_exact(&mut body).unwrap();
+                let body = String::from_utf8(body).unwrap();
+                let line = head.split(" HTTP").next().unwrap();
+                let (status, body) = answer(format!("{line} {body}").trim_end());
                 let length = body.len();
                 let answer =
                     format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}");
@@ -93,6 +98,9 @@ fn help_names_every_command_and_a_wrong_one_is_a_usage_error() {
         "send",
         "probe",
         "healthcheck",
+        "upstream",
+        "explain",
+        "secrets",
     ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),
@@ -108,6 +116,15 @@ fn help_names_every_command_and_a_wrong_one_is_a_usage_error() {
         &["spool"],
         &["spool", "export"],
         &["send", "nobody"],
+        &["upstream"],
+        &["upstream", "pause"],
+        &["upstream", "pause", "core", "--for", "30"],
+        &["upstream", "reset", "core", "--for", "30m"],
+        &["queue", "confirm"],
+        &["queue", "list", "--state", "lost"],
+        &["queue", "resend", "not-an-id"],
+        &["explain", "not-an-id"],
+        &["secrets"],
     ] {
         let (code, data, talk) = run(args);
         assert_eq!((code, data.as_str()), (64, ""), "{args:?}");
@@ -157,7 +174,18 @@ fn without_a_running_postgate_it_says_so_and_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock");
     let socket = socket.to_str().unwrap();
-    for args in [&["queue", "list"][..], &["status"], &["reload"], &["healthcheck"], &["mailq"]] {
+    for args in [
+        &["queue", "list"][..],
+        &["status"],
+        &["reload"],
+        &["healthcheck"],
+        &["mailq"],
+        &["upstream", "list"],
+        &["upstream", "pause", "core"],
+        &["explain", "0K3X8QZ1M7RWT"],
+        &["secrets", "status"],
+        &["secrets", "refresh"],
+    ] {
         let (code, data, talk) = run(&[&["--socket", socket], args].concat());
         assert_eq!((code, data.as_str()), (69, ""), "{args:?}");
         assert!(talk.contains(socket) && talk.contains("--socket PATH"), "{talk}");
@@ -264,6 +292,151 @@ fn a_refused_reload_ends_with_78_and_tells_why() {
 }
 
 #[test]
+fn an_upstream_is_operated_on_with_the_time_and_the_reason() {
+    let daemon = Daemon::start(|request| match request {
+        r#"POST /v1/upstreams/core/pause {"for_seconds":1800,"reason":"new kernel"}"#
+        | "POST /v1/upstreams/core/trip"
+        | r#"POST /v1/upstreams/a%2Fb/resume {"reason":"mended"}"# => (200, r#"{"a":1}"#.into()),
+        "POST /v1/upstreams/core/reset" => (409, problem("core is forced to fail")),
+        r#"POST /v1/upstreams/core/trip {"for_seconds":2}"# => (400, problem("too long")),
+        other => (404, problem(&format!("{} is not known", other.len()))),
+    });
+    let pause = ["upstream", "pause", "core", "--for", "30m", "--reason", "new kernel"];
+    let (code, data, talk) = daemon.run(&pause);
+    assert_eq!((code, data.as_str()), (0, "core is paused for 30m\n"), "{talk}");
+    assert_eq!(talk, "undo it with: postgate upstream resume core\n");
+    assert_eq!(daemon.run(&[&pause[..], &["--json"]].concat()).1, "{\"a\":1}\n");
+    let (code, data, talk) = daemon.run(&["upstream", "trip", "core", "-q"]);
+    assert_eq!((code, data.as_str(), talk.as_str()), (0, "core's breaker is open\n", ""));
+    let (code, data, _) = daemon.run(&["upstream", "resume", "a/b", "--reason", "mended"]);
+    assert_eq!((code, data.as_str()), (0, "a/b is not paused any more\n"));
+
+    let (code, data, talk) = daemon.run(&["upstream", "reset", "core"]);
+    assert_eq!((code, data.as_str()), (1, ""));
+    assert!(talk.starts_with("postgate: core is forced to fail\n"), "{talk}");
+    assert!(talk.ends_with("postgate upstream list\n"), "{talk}");
+    assert_eq!(daemon.run(&["upstream", "pause", "nowhere"]).0, 1);
+    // 1.5 seconds are asked for as two.
+    assert_eq!(daemon.run(&["upstream", "trip", "core", "--for", "1500ms"]).0, 64);
+}
+
+#[test]
+fn upstreams_and_secrets_are_listed_for_eyes_and_as_json_lines() {
+    const UPSTREAMS: &str = r#"[{"name":"core","kind":"smtp","breaker":"held","member":1},
+        {"name":"ses","kind":"ses","breaker":"closed"}]"#;
+    const SECRETS: &str = r#"[{"name":"smtp","from":"environment","state":"current"}]"#;
+    let daemon = Daemon::start(|request| match request {
+        "GET /v1/upstreams" => (200, UPSTREAMS.into()),
+        "GET /v1/secrets" => (200, SECRETS.into()),
+        "GET /v1/status" => {
+            (200, format!(r#"{{"state":"running","upstreams":{UPSTREAMS},"secrets":{SECRETS}}}"#))
+        }
+        "POST /v1/secrets/smtp/refresh" => (200, r#"{"secret":"smtp"}"#.into()),
+        _ => (404, problem("no secret is named sntp")),
+    });
+    let (code, table, _) = daemon.run(&["upstream", "list"]);
+    assert_eq!(code, 0);
+    assert!(table.starts_with("NAME ") && table.contains("\ncore  smtp  HELD "), "{table}");
+    let (_, lines, _) = daemon.run(&["upstream", "list", "--json"]);
+    let values: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((values.len(), &values[0]["member"]), (2, &serde_json::json!(1)));
+
+    let (_, table, _) = daemon.run(&["secrets", "status"]);
+    assert!(table.contains("\nsmtp  environment  -        -    current\n"), "{table}");
+    assert_eq!(daemon.run(&["secrets", "status", "--json"]).1.lines().count(), 1);
+    let (code, data, talk) = daemon.run(&["secrets", "refresh", "smtp"]);
+    assert_eq!((code, data.as_str()), (0, "the secret is read again\n"));
+    assert!(talk.contains("postgate secrets status"), "{talk}");
+    let (code, _, talk) = daemon.run(&["secrets", "refresh", "sntp"]);
+    assert_eq!(code, 1);
+    assert!(talk.contains("no secret is named sntp\n") && talk.contains("secrets status"));
+
+    let (_, status, _) = daemon.run(&["status"]);
+    let lines: Vec<&str> = status.lines().collect();
+    assert_eq!((lines[0], lines[1]), ("state  running", "Upstreams"), "{status}");
+    assert!(lines.iter().any(|line| line.starts_with("  smtp  environment ")), "{status}");
+}
+
+const EXPLANATION: &str = concat!(
+    r#"{"queue_id":"0K3X8QZ1M7RWT","state":"held","verdicts":[{"recipient":"ana@example.com","#,
+    r#""route":"default","priority":"normal","upstream":"core","verdict":"unconfirmed","#,
+    r#""reason":"connection lost"}]}"#
+);
+
+#[test]
+fn a_message_is_explained_and_shown_with_what_can_be_done() {
+    let daemon = Daemon::start(|request| match request {
+        "GET /v1/queue/0K3X8QZ1M7RWT/explain" => (200, EXPLANATION.into()),
+        "GET /v1/queue/0K3X8QZ1M7RWT" => (200, ENTRY.into()),
+        _ => (404, problem("no message 0000000000001")),
+    });
+    let (code, data, _) = daemon.run(&["explain", "0K3X8QZ1M7RWT"]);
+    assert_eq!(code, 0);
+    assert!(data.contains("  core  it may be there already: connection lost\n"), "{data}");
+    let (_, json, _) = daemon.run(&["explain", "0K3X8QZ1M7RWT", "--json"]);
+    let expected: serde_json::Value = serde_json::from_str(EXPLANATION).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), expected);
+    let (_, shown, _) = daemon.run(&["queue", "show", "0K3X8QZ1M7RWT"]);
+    assert!(shown.contains("\n    core  unconfirmed  connection lost\n"), "{shown}");
+    assert!(shown.contains("postgate queue confirm 0K3X8QZ1M7RWT"), "{shown}");
+    let (_, json, _) = daemon.run(&["queue", "show", "0K3X8QZ1M7RWT", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["upstreams"], expected["verdicts"]);
+    assert_eq!(daemon.run(&["explain", "0000000000001"]).0, 1);
+}
+
+#[test]
+fn unconfirmed_mail_is_listed_and_settled() {
+    let daemon = Daemon::start(|request| match request {
+        "GET /v1/queue?state=unconfirmed" => (200, format!("{ENTRY}\n")),
+        r#"POST /v1/queue/0K3X8QZ1M7RWT/confirm {"reason":"seen"}"# => (200, r#"{"n":1}"#.into()),
+        "POST /v1/queue/0K3X8QZ1M7RWT/resend" => (200, r#"{"n":2}"#.into()),
+        _ => (409, problem("message 0000000000001 has nothing unconfirmed")),
+    });
+    let (code, data, _) = daemon.run(&["queue", "list", "--state", "unconfirmed"]);
+    assert_eq!((code, data.lines().last()), (0, Some("1 message, 2.3kB")));
+    let confirm = ["queue", "confirm", "0K3X8QZ1M7RWT", "--reason", "seen"];
+    let (code, data, talk) = daemon.run(&confirm);
+    assert_eq!((code, data.as_str(), talk.as_str()), (0, "1 message confirmed\n", ""));
+    let resend = ["queue", "resend", "0K3X8QZ1M7RWT", "0000000000001"];
+    let (code, data, talk) = daemon.run(&resend);
+    assert_eq!((code, data.as_str()), (1, "1 message to be sent again\n"));
+    assert!(talk.starts_with("whoever did receive it receives it twice"), "{talk}");
+    assert!(talk.contains("nothing unconfirmed"), "{talk}");
+    let (code, data, _) = daemon.run(&[&resend[..], &["--json"]].concat());
+    let values: Vec<serde_json::Value> =
+        data.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((code, values.len(), &values[0]["n"]), (1, 2, &serde_json::json!(2)));
+    assert_eq!(values[1]["queue_id"], "0000000000001");
+    assert_eq!(values[1]["error"], "message 0000000000001 has nothing unconfirmed");
+}
+
+#[test]
+fn the_other_commands_speak_json_too() {
+    let object = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let daemon = Daemon::start(|_| (200, r#"{"message":"reloaded"}"#.into()));
+    assert_eq!(daemon.run(&["reload", "--json"]).1, "{\"message\":\"reloaded\"}\n");
+    assert_eq!(daemon.run(&["healthcheck", "--json"]).1, "{\"ready\":true}\n");
+    assert_eq!(daemon.run(&["healthcheck", "live", "--json"]).1, "{\"live\":true}\n");
+
+    let check = ["-c", "config/quickstart.toml", "-q", "--json", "check-config", "--print"];
+    let (code, data, talk) = run(&check);
+    let value = object(&data);
+    assert_eq!((code, talk.as_str(), data.lines().count()), (0, "", 1));
+    assert_eq!((&value["valid"], &value["problems"]), (&true.into(), &serde_json::json!([])));
+    assert_eq!(value["effective"]["limits.max_message_size"], r#""25MiB""#);
+
+    let wrong = ["-c", "tests/config/invalid/networks.toml", "-q", "--json", "check-config"];
+    let (code, data, talk) = run(&wrong);
+    let value = object(&data);
+    assert_eq!((code, talk.as_str(), &value["errors"]), (78, "", &7.into()));
+    let problem = &value["problems"][0];
+    assert_eq!((&problem["severity"], &problem["line"]), (&"error".into(), &3.into()));
+    assert!(problem["message"].is_string() && value.get("effective").is_none());
+}
+
+#[test]
 fn a_content_that_breaks_off_is_a_failure() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("admin.sock");
@@ -340,6 +513,16 @@ fn send_follows_the_message_to_the_answer_of_its_upstream() {
     assert!(data.starts_with(&format!("{server}  {QUEUED}\n")), "{data}");
     assert!(data.contains("sent <ana@example.com>  by core"), "{data}");
     assert!(data.ends_with("250 2.0.0 Ok: queued as 4XYZ\n"), "{data}");
+
+    let server = smtp_server(&[GREETING, EHLO, "250 ok", "250 ok", "354 go", QUEUED]);
+    let send = ["send", "a@x.example", "--from", "b@x.example", "--json", "--server", &server];
+    let (code, data, talk) = daemon.run(&send);
+    assert_eq!(code, 0, "{talk}");
+    let values: Vec<serde_json::Value> =
+        data.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((values.len(), &values[0]["reply"]), (2, &QUEUED.into()));
+    assert!(values.iter().all(|value| value["queue_id"] == "0K3X8QZ1M7RWT"), "{data}");
+    assert_eq!((&values[1]["status"], &values[1]["upstream"]), (&"sent".into(), &"core".into()));
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::admin::Selection;
 use crate::config::{self, DEFAULT_PATH};
-use crate::mail::{Mailbox, QueueState};
+use crate::mail::Mailbox;
 
 /// Takes mail from your backends, keeps it safe on disk, and delivers it through your smarthost.
 #[derive(Debug, Parser)]
@@ -63,6 +64,17 @@ pub(super) enum Command {
     Mailq,
     /// Show what the running Postgate is doing
     Status,
+    /// Show the upstreams and act on them
+    #[command(subcommand, arg_required_else_help = true)]
+    Upstream(Upstream),
+    /// Tell which upstreams may have a message, and why not the others
+    Explain {
+        /// Its queue id
+        id: String,
+    },
+    /// Show where passwords and keys come from, and have them read again
+    #[command(subcommand, arg_required_else_help = true)]
+    Secrets(Secrets),
     /// Make the running Postgate read its configuration again
     Reload,
     /// Send a test message and follow it to the upstream's answer
@@ -87,9 +99,9 @@ pub(super) struct CheckConfig {
 pub(super) enum Queue {
     /// List messages, the oldest first
     List {
-        /// Only messages in this state
-        #[arg(long, value_name = "STATE", value_parser = parse_state)]
-        state: Option<QueueState>,
+        /// Only messages in this state, or those with unconfirmed recipients
+        #[arg(long, value_name = "STATE")]
+        state: Option<Selection>,
     },
     /// Show all that is known of one message
     Show {
@@ -112,8 +124,57 @@ pub(super) enum Queue {
     Release(Ids),
     /// Put dead letters back into the queue
     Requeue(Ids),
+    /// Say that what is unconfirmed has arrived: it is not sent again
+    Confirm(Ids),
+    /// Say that what is unconfirmed has not arrived: it is sent again, by any way
+    Resend(Ids),
     /// Delete messages for good
     Delete(Ids),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Upstream {
+    /// List the upstreams with their breakers and what is wrong with them
+    List,
+    /// Let nothing go to an upstream: its mail takes other ways, or waits
+    Pause(Timed),
+    /// End a pause
+    Resume(Lasting),
+    /// Open an upstream's breaker, as if it had failed
+    Trip(Timed),
+    /// Close an upstream's breaker, whatever was before
+    Reset(Lasting),
+}
+
+/// What is done to an upstream for good.
+#[derive(Debug, clap::Args)]
+pub(super) struct Lasting {
+    /// The upstream's name
+    pub(super) name: String,
+    /// Why, for the log
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
+}
+
+/// What is done to an upstream, perhaps for a time.
+#[derive(Debug, clap::Args)]
+pub(super) struct Timed {
+    #[command(flatten)]
+    pub(super) what: Lasting,
+    /// For how long: 30s, 30m, 2h [default: a pause until it is resumed, a trip as after a failure]
+    #[arg(long = "for", value_name = "TIME", value_parser = config::parse_duration)]
+    pub(super) lasts: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Secrets {
+    /// List the secrets with their sources and versions; never what they are
+    Status,
+    /// Read secrets again now
+    Refresh {
+        /// Only this one
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -154,6 +215,9 @@ pub(super) struct Ids {
     /// Queue ids; - reads them from stdin, one a line
     #[arg(required = true, value_name = "ID")]
     pub(super) ids: Vec<String>,
+    /// Why, for the log
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -202,18 +266,12 @@ fn parse_mailbox(text: &str) -> Result<Mailbox, crate::mail::AddressError> {
     Mailbox::parse(text.as_bytes())
 }
 
-fn parse_state(text: &str) -> Result<QueueState, String> {
-    use QueueState::{Active, Dead, Deferred, Held, Incoming};
-    let states = [Incoming, Active, Deferred, Held, Dead];
-    let found = states.into_iter().find(|state| state.word() == text);
-    found.ok_or_else(|| format!("the states are {}", states.map(QueueState::word).join(", ")))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::mail::QueueState;
 
     #[test]
     fn the_command_line_is_sound() {
@@ -226,9 +284,42 @@ mod tests {
         let args = Args::try_parse_from(words).unwrap();
         assert!(args.global.json && args.global.config().ends_with("x.toml"));
         let Command::Queue(Queue::List { state }) = args.command else { panic!("list") };
-        assert_eq!(state, Some(QueueState::Held));
+        assert_eq!(state, Some(Selection::State(QueueState::Held)));
         assert!(Args::try_parse_from(["postgate", "queue", "list", "--state", "lost"]).is_err());
         assert!(Args::try_parse_from(["postgate", "queue", "delete"]).is_err());
         assert!(Args::try_parse_from(["postgate", "send", "a\r\n@b"]).is_err());
+    }
+    #[test]
+    fn only_what_can_end_by_itself_takes_a_time() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' ').map(String::from));
+        let args = parse("postgate upstream pause core --for 30m --reason kernel").unwrap();
+        let Command::Upstream(Upstream::Pause(Timed { what, lasts })) = args.command else {
+            panic!("pause")
+        };
+        assert_eq!((what.name.as_str(), what.reason.as_deref()), ("core", Some("kernel")));
+        assert_eq!(lasts, Some(Duration::from_mins(30)));
+        for line in [
+            "postgate upstream trip ses --for 90s",
+            "postgate upstream resume core --reason mended",
+            "postgate upstream reset core",
+            "postgate queue list --state unconfirmed",
+            "postgate queue confirm - --reason seen",
+            "postgate secrets refresh",
+            "postgate secrets refresh smtp",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        for line in [
+            "postgate upstream",
+            "postgate upstream pause",
+            "postgate upstream pause core --for 30",
+            "postgate upstream resume core --for 30m",
+            "postgate upstream reset core --for 30m",
+            "postgate queue resend",
+            "postgate explain",
+            "postgate secrets",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
     }
 }

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -20,6 +21,17 @@ pub(super) struct Client {
     socket: PathBuf,
 }
 
+/// What comes with a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Change<'a> {
+    /// For how long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) for_seconds: Option<u64>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<&'a str>,
+}
+
 impl Client {
     pub(super) const fn new(socket: PathBuf) -> Self {
         Self { socket }
@@ -27,12 +39,12 @@ impl Client {
 
     /// Asks a question that is answered with one JSON value.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.json(Method::GET, path).await
+        read(self.request(Method::GET, path, Bytes::new()).await?).await
     }
 
     /// Asks for something that may not be there.
     pub(super) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
-        let answer = self.ask(Method::GET, path).await?;
+        let answer = self.ask(Method::GET, path, Bytes::new()).await?;
         if answer.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -40,8 +52,15 @@ impl Client {
     }
 
     /// Asks for a change.
-    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.json(Method::POST, path).await
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        change: Change<'_>,
+    ) -> Result<T, Failure> {
+        let body =
+            if change == Change::default() { Ok(Vec::new()) } else { serde_json::to_vec(&change) };
+        let body = body.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?;
+        read(self.request(Method::POST, path, body.into()).await?).await
     }
 
     /// Asks a question that is answered with JSON Lines, and hands on each as it comes.
@@ -79,7 +98,7 @@ impl Client {
         path: &str,
         mut each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<(), Failure> {
-        let mut body = self.request(Method::GET, path).await?.into_body();
+        let mut body = self.request(Method::GET, path, Bytes::new()).await?.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| {
                 let message = format!("{what} is not complete: {e}; see Postgate's log");
@@ -94,16 +113,22 @@ impl Client {
         Ok(())
     }
 
-    async fn json<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
-        read(self.request(method, path).await?).await
-    }
-
     /// Sends a request; an answer that is a problem becomes the failure it tells.
-    async fn request(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
-        succeeded(self.ask(method, path).await?).await
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        succeeded(self.ask(method, path, body).await?).await
     }
 
-    async fn ask(&self, method: Method, path: &str) -> Result<Response<Incoming>, Failure> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream =
             stream.map_err(|e| unreachable(&self.socket, e.kind(), running_elsewhere()))?;
@@ -111,10 +136,17 @@ impl Client {
         let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("Host", "localhost");
-        let request = request.body(Empty::<Bytes>::new());
+        let request = request.body(Full::new(body));
         let request = request.map_err(|e| Failure::new(exit::USAGE, e.to_string()))?;
         sender.send_request(request).await.map_err(|e| broken(&e))
     }
+}
+
+/// A name as a part of a path: whatever is in it, it stays one part.
+pub(super) fn segment(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_~".contains(&b);
+    let encode = |b: u8| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") };
+    name.bytes().map(encode).collect()
 }
 
 /// The answer, unless it is a problem.
@@ -208,6 +240,12 @@ mod tests {
             assert_eq!(failure.code, code);
             assert!(message.contains(word) && message.contains("admin.sock"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_name_stays_one_part_of_the_path() {
+        assert_eq!(segment("mail-core_01"), "mail-core_01");
+        assert_eq!(segment("../a b?é"), "%2E%2E%2Fa%20b%3F%C3%A9");
     }
 
     #[test]

@@ -32,13 +32,25 @@ pub(super) fn list_lines(entry: &Entry, now: Timestamp) -> Vec<String> {
         octets(m.size),
         sender(&m.envelope.reverse_path),
     )];
-    let reason = m.status.iter().find_map(RecipientStatus::failure).map(ToString::to_string);
+    let reason = reason(&m.status);
     let next = next_attempt(entry, now).map(|when| format!("next attempt {when}"));
     let why: Vec<String> = reason.into_iter().chain(next).collect();
     if !why.is_empty() {
         lines.push(format!("               {}", why.join("; ")));
     }
     lines
+}
+
+/// The first failure; what needs the operator comes before what only needs time.
+fn reason(status: &[RecipientStatus]) -> Option<String> {
+    let unconfirmed = status.iter().find_map(|s| match s {
+        RecipientStatus::Unconfirmed { upstream, failure } => {
+            Some(format!("unconfirmed at {upstream}: {failure}"))
+        }
+        _ => None,
+    });
+    unconfirmed
+        .or_else(|| status.iter().find_map(RecipientStatus::failure).map(ToString::to_string))
 }
 
 /// What stands below the list.
@@ -124,17 +136,22 @@ pub(super) fn json(entry: &Entry, all: bool) -> Value {
         }
         if all {
             object.insert("history".into(), json!(m.history));
+            object.insert("refusals".into(), json!(m.refusals));
         }
     }
     value
 }
 
-fn json_recipient(recipient: &Recipient, status: &RecipientStatus) -> Value {
+/// One recipient and how far it has come.
+pub(super) fn json_recipient(recipient: &Recipient, status: &RecipientStatus) -> Value {
     let mut object = Map::new();
     object.insert("address".into(), json!(recipient.path));
     object.insert("status".into(), json!(status.word()));
     if let Some(failure) = status.failure() {
         object.insert("delay_reason".into(), json!(failure.to_string()));
+    }
+    if let RecipientStatus::Unconfirmed { upstream, .. } = status {
+        object.insert("upstream".into(), json!(upstream));
     }
     if let RecipientStatus::Sent { upstream, reply, at } = status {
         object.insert("upstream".into(), json!(upstream));
@@ -247,6 +264,12 @@ mod tests {
                 "               450 4.2.0 greylisted; next attempt in 2m",
             ]
         );
+        let mut lost = entry();
+        let failure = lost.message.status[1].failure().unwrap().clone();
+        lost.message.status[2] = RecipientStatus::Unconfirmed { upstream: "ses".into(), failure };
+        let lines = list_lines(&lost, NOW);
+        assert!(lines[1].contains("  unconfirmed at ses: 450 4.2.0"), "{}", lines[1]);
+        assert_eq!(json(&lost, false)["recipients"][1]["upstream"], "ses");
         let mut quiet = entry();
         quiet.message.status.fill(RecipientStatus::Queued);
         quiet.message.envelope.reverse_path = ReversePath::Null;

@@ -6,15 +6,19 @@
 mod args;
 mod check_config;
 mod client;
+mod explain;
 mod format;
 mod out;
 mod probe;
 mod progress;
 mod queue;
 mod run;
+mod secrets;
 mod send;
 mod spool;
 mod status;
+mod table;
+mod upstream;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -77,6 +81,14 @@ impl Failure {
     const fn silent(code: u8) -> Self {
         Self { code, message: None }
     }
+
+    /// Adds what to do next to a failure of that code.
+    fn advise(mut self, code: u8, advice: &str) -> Self {
+        if self.code == code {
+            self.message = self.message.map(|message| format!("{message}\n  {advice}"));
+        }
+        self
+    }
 }
 
 /// Reads the command line and does what it says.
@@ -120,7 +132,7 @@ fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
     match command {
         Command::Run => return run::run(&global.config(), out),
         Command::CheckConfig(options) => {
-            return check_config::check(&global.config(), &options, out);
+            return check_config::check(&global, &options, out);
         }
         _ => {}
     }
@@ -131,16 +143,24 @@ fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
 
 /// The commands that talk to someone.
 async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Failure> {
+    let json = global.json;
     match command {
-        Command::Queue(queue) => queue::queue(&client(global)?, queue, global.json, out).await,
+        Command::Queue(queue) => queue::queue(&client(global)?, queue, json, out).await,
         Command::Spool(args) => spool::spool(global, args, || client(global), out).await,
         Command::Mailq => {
             let list = args::Queue::List { state: None };
-            queue::queue(&client(global)?, list, global.json, out).await
+            queue::queue(&client(global)?, list, json, out).await
         }
-        Command::Status => status::status(&client(global)?, global.json, out).await,
-        Command::Reload => status::reload(&client(global)?, out).await,
-        Command::Healthcheck(options) => status::healthcheck(&client(global)?, options, out).await,
+        Command::Status => status::status(&client(global)?, json, out).await,
+        Command::Upstream(command) => {
+            upstream::upstream(&client(global)?, command, json, out).await
+        }
+        Command::Explain { id } => explain::explain(&client(global)?, &id, json, out).await,
+        Command::Secrets(command) => secrets::secrets(&client(global)?, command, json, out).await,
+        Command::Reload => status::reload(&client(global)?, json, out).await,
+        Command::Healthcheck(options) => {
+            status::healthcheck(&client(global)?, options, json, out).await
+        }
         Command::Probe(options) => probe::run(global, options, out).await,
         Command::Send(options) => send::send(global, options, out).await,
         Command::Run | Command::CheckConfig(_) => Ok(()),

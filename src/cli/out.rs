@@ -3,6 +3,8 @@
 
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Stdout, Write};
 
+use serde::Serialize;
+
 use super::{Failure, exit};
 
 /// The two streams of a command.
@@ -21,6 +23,13 @@ impl Out {
     /// and must not command the operator's terminal.
     pub(super) fn line(&mut self, text: &str) -> Result<(), Failure> {
         writeln!(self.data, "{}", printable(text)).map_err(|e| failure(&e))
+    }
+
+    /// Writes a line of JSON.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string(value);
+        let text = text.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?;
+        writeln!(self.data, "{}", printable_json(&text)).map_err(|e| failure(&e))
     }
 
     /// Writes octets as they are; to a terminal, like [`line`](Self::line).
@@ -69,6 +78,13 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
+/// JSON leaves DEL and the controls above it as they are; it has its own way to escape them.
+fn printable_json(text: &str) -> String {
+    let escaped =
+        |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.into() };
+    text.chars().map(escaped).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +93,13 @@ mod tests {
     fn a_stranger_cannot_command_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\rc\u{9b}d"), "a\\u{1b}[2Jb\\rc\\u{9b}d");
         assert_eq!(printable("grå\tx"), "grå\tx");
+    }
+
+    #[test]
+    fn json_stays_json_when_it_is_made_harmless() {
+        let text = serde_json::to_string("a\x1b\u{9b}\u{7f}å").unwrap();
+        let shown = printable_json(&text);
+        assert_eq!(shown, r#""a\u001b\u009b\u007få""#);
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), "a\x1b\u{9b}\u{7f}å");
     }
 }

@@ -3,14 +3,15 @@
 use std::io::BufRead;
 use std::ops::ControlFlow;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::args::{Ids, Queue};
-use super::client::Client;
+use super::client::{Change, Client};
 use super::out::Out;
-use super::{Failure, exit, format};
+use super::{Failure, exit, explain, format};
+use crate::admin::{Explanation, Selection};
 use crate::clock::{Clock, SystemClock};
-use crate::mail::{QueueId, QueueState};
+use crate::mail::QueueId;
 use crate::spool::Entry;
 
 pub(super) async fn queue(
@@ -23,17 +24,26 @@ pub(super) async fn queue(
         Queue::List { state } => list(client, state, json, out).await,
         Queue::Show { id } => show(client, &id, json, out).await,
         Queue::Cat { id, headers } => cat(client, &id, headers, out).await,
-        Queue::Retry(ids) => act(client, &ids, "retry", "due now", out).await,
-        Queue::Hold(ids) => act(client, &ids, "hold", "held", out).await,
-        Queue::Release(ids) => act(client, &ids, "release", "released", out).await,
-        Queue::Requeue(ids) => act(client, &ids, "requeue", "queued again", out).await,
-        Queue::Delete(ids) => act(client, &ids, "delete", "deleted", out).await,
+        Queue::Retry(ids) => act(client, &ids, Verb("retry", "due now"), json, out).await,
+        Queue::Hold(ids) => act(client, &ids, Verb("hold", "held"), json, out).await,
+        Queue::Release(ids) => act(client, &ids, Verb("release", "released"), json, out).await,
+        Queue::Requeue(ids) => act(client, &ids, Verb("requeue", "queued again"), json, out).await,
+        Queue::Confirm(ids) => act(client, &ids, Verb("confirm", "confirmed"), json, out).await,
+        Queue::Resend(ids) => {
+            out.note("whoever did receive it receives it twice: nobody can tell from here");
+            act(client, &ids, Verb("resend", "to be sent again"), json, out).await
+        }
+        Queue::Delete(ids) => act(client, &ids, Verb("delete", "deleted"), json, out).await,
     }
 }
 
+/// What is asked for, and how it reads when it is done.
+#[derive(Clone, Copy)]
+struct Verb(&'static str, &'static str);
+
 async fn list(
     client: &Client,
-    state: Option<QueueState>,
+    state: Option<Selection>,
     json: bool,
     out: &mut Out,
 ) -> Result<(), Failure> {
@@ -45,7 +55,7 @@ async fn list(
     let (mut messages, mut size) = (0_u64, 0_u64);
     let each = |entry: Entry| {
         if json {
-            return out.line(&format::json(&entry, false).to_string());
+            return out.json(&format::json(&entry, false));
         }
         if messages == 0 {
             out.line(format::LIST_HEAD)?;
@@ -58,16 +68,25 @@ async fn list(
     if json {
         Ok(())
     } else {
-        out.line(&format::list_total(state.map(QueueState::word), messages, size))
+        out.line(&format::list_total(state.map(Selection::word), messages, size))
     }
 }
 
 async fn show(client: &Client, id: &str, json: bool, out: &mut Out) -> Result<(), Failure> {
-    let entry: Entry = client.get(&format!("/v1/queue/{}", parse_id(id)?)).await?;
+    let path = format!("/v1/queue/{}", parse_id(id)?);
+    let entry: Entry = client.get(&path).await?;
+    // It may have gone since.
+    let explanation: Option<Explanation> = client.find(&format!("{path}/explain")).await?;
+    let verdicts = explanation.map(|e| e.verdicts).unwrap_or_default();
     if json {
-        return out.line(&format::json(&entry, true).to_string());
+        let mut value = format::json(&entry, true);
+        if let Some(members) = value.as_object_mut() {
+            members.insert("upstreams".into(), json!(verdicts));
+        }
+        return out.json(&value);
     }
-    let lines = format::show_lines(&entry, SystemClock.wall());
+    let mut lines = format::show_lines(&entry, SystemClock.wall());
+    lines.extend(explain::block(&entry, &verdicts));
     lines.iter().try_for_each(|line| out.line(line))
 }
 
@@ -107,25 +126,38 @@ fn end_of_header(octets: &[u8], in_empty_line: &mut bool) -> Option<usize> {
 async fn act(
     client: &Client,
     ids: &Ids,
-    action: &str,
-    done: &str,
+    Verb(action, done): Verb,
+    json: bool,
     out: &mut Out,
 ) -> Result<(), Failure> {
+    let change = Change { reason: ids.reason.as_deref(), ..Change::default() };
     let ids = read_ids(ids)?;
     let mut count = 0_usize;
+    let total = |count, out: &mut Out| {
+        if json { Ok(()) } else { out.line(&summary(count, done)) }
+    };
     for id in &ids {
-        match client.post::<Value>(&format!("/v1/queue/{id}/{action}")).await {
-            Ok(_) => count += 1,
+        match client.post::<Value>(&format!("/v1/queue/{id}/{action}"), change).await {
+            Ok(answer) => {
+                count += 1;
+                if json {
+                    out.json(&answer)?;
+                }
+            }
             Err(Failure { code: exit::FAILED | exit::SOFTWARE, message }) => {
-                out.complain(&message.unwrap_or_default());
+                let error = message.unwrap_or_default();
+                out.complain(&error);
+                if json {
+                    out.json(&json!({ "queue_id": id, "action": action, "error": error }))?;
+                }
             }
             Err(failure) => {
-                out.line(&summary(count, done))?;
+                total(count, out)?;
                 return Err(failure);
             }
         }
     }
-    out.line(&summary(count, done))?;
+    total(count, out)?;
     if action == "hold" && count > 0 {
         out.note("let them go again with: postgate queue release ID...");
     }
@@ -137,7 +169,7 @@ fn summary(count: usize, done: &str) -> String {
     format!("{count} message{s} {done}")
 }
 
-fn parse_id(text: &str) -> Result<QueueId, Failure> {
+pub(super) fn parse_id(text: &str) -> Result<QueueId, Failure> {
     text.parse().map_err(|e| Failure::new(exit::USAGE, format!("{text}: {e}")))
 }
 
@@ -164,7 +196,7 @@ mod tests {
 
     #[test]
     fn nothing_is_done_when_one_id_is_wrong() {
-        let ids = Ids { ids: vec!["0000000000007".into(), "ALL".into()] };
+        let ids = Ids { ids: vec!["0000000000007".into(), "ALL".into()], reason: None };
         let failure = read_ids(&ids).unwrap_err();
         assert_eq!(failure.code, exit::USAGE);
         assert!(failure.message.unwrap().starts_with("ALL: not a queue id"));

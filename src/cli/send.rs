@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -40,14 +41,19 @@ pub(super) async fn send(global: &Global, options: Send, out: &mut Out) -> Resul
     };
     let mut dialogue = Dialogue::open(&server, global.verbose, out).await?;
     let reply = dialogue.message(&from, &options.to, out).await?;
-    out.line(&format!("{server}  {reply}"))?;
+    let id = queue_id(&reply);
+    if global.json {
+        out.json(&json!({ "server": server, "reply": reply, "queue_id": id }))?;
+    } else {
+        out.line(&format!("{server}  {reply}"))?;
+    }
     out.flush()?;
-    let Some(id) = queue_id(&reply) else {
+    let Some(id) = id else {
         out.note("the reply names no queue id of Postgate's: the message cannot be followed");
         return Ok(());
     };
     let client = super::client(global)?;
-    follow(&client, id, options.wait, out).await.map_err(|failure| Failure {
+    follow(&client, id, options.wait, global.json, out).await.map_err(|failure| Failure {
         message: failure
             .message
             .map(|why| format!("{id} was accepted and waits for delivery; {why}")),
@@ -206,6 +212,7 @@ async fn follow(
     client: &Client,
     id: QueueId,
     wait: Duration,
+    json: bool,
     out: &mut Out,
 ) -> Result<(), Failure> {
     let Ok(answered) = timeout(wait, answer(client, id)).await else {
@@ -214,6 +221,14 @@ async fn follow(
     };
     let (entry, code) = answered?;
     for (recipient, status) in entry.message.recipients() {
+        if json {
+            let mut value = format::json_recipient(recipient, status);
+            if let Some(members) = value.as_object_mut() {
+                members.insert("queue_id".into(), json!(id));
+            }
+            out.json(&value)?;
+            continue;
+        }
         let told = format::told(status);
         out.line(&format!("{id}  {} <{}>{told}", status.word(), recipient.path))?;
     }
