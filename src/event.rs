@@ -549,3 +549,91 @@ impl SpoolDamage<'_> {
             "damage in the spool; a copy is in quarantine/ where there was something to copy");
     }
 }
+
+/// What Amazon SES says of an account has changed.
+#[derive(Debug)]
+pub struct AccountChanged<'a> {
+    /// The upstream.
+    pub upstream: &'a str,
+    /// What is new.
+    pub change: AccountChange<'a>,
+}
+
+/// What is new about an account.
+#[derive(Debug)]
+pub enum AccountChange<'a> {
+    /// Nothing can be sent, for this reason.
+    Stopped(&'a str),
+    /// Mail can be sent again.
+    Resumed,
+    /// Only verified recipients are taken.
+    Sandbox,
+    /// Everybody is.
+    Production,
+    /// The account is under review.
+    Probation,
+    /// It could not be read, for this reason.
+    Unreadable(&'a str),
+}
+
+impl AccountChanged<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { upstream, change } = self;
+        let to = match change {
+            AccountChange::Stopped(reason) => {
+                warn!(event = "account", upstream, reason, "nothing can be sent for now");
+                "stopped"
+            }
+            AccountChange::Resumed => {
+                info!(event = "account", upstream, "mail can be sent again");
+                "resumed"
+            }
+            AccountChange::Sandbox => {
+                warn!(event = "account", upstream, "in the sandbox: verified recipients only");
+                "sandbox"
+            }
+            AccountChange::Production => {
+                info!(event = "account", upstream, "out of the sandbox");
+                "production"
+            }
+            AccountChange::Probation => {
+                warn!(event = "account", upstream, "on probation: Amazon reviews the account");
+                "probation"
+            }
+            AccountChange::Unreadable(reason) => {
+                warn!(event = "account", upstream, reason, "quota and state cannot be read");
+                "unreadable"
+            }
+        };
+        count("postgate_upstream_account_changes_total", &[("upstream", *upstream), ("to", to)]);
+    }
+}
+
+/// Amazon SES was asked for an account's quota. What is `None` it did not say.
+#[derive(Debug)]
+pub struct AccountRefreshed<'a> {
+    /// The upstream.
+    pub upstream: &'a str,
+    /// Recipients in 24 hours; negative: no limit.
+    pub max: Option<f64>,
+    /// Recipients in the last 24 hours.
+    pub used: Option<f64>,
+    /// Recipients a second.
+    pub rate: Option<f64>,
+}
+
+impl AccountRefreshed<'_> {
+    /// Shows it in the metrics.
+    pub fn emit(&self) {
+        for (name, value) in [
+            ("postgate_ses_quota_max", self.max),
+            ("postgate_ses_quota_used", self.used),
+            ("postgate_ses_send_rate_max", self.rate),
+        ] {
+            if let Some(value) = value {
+                metrics::gauge!(name, "upstream" => self.upstream.to_owned()).set(value);
+            }
+        }
+    }
+}

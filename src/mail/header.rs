@@ -228,7 +228,7 @@ fn copy_fields(input: &[u8], out: &mut Vec<u8>) -> Found {
 }
 
 /// What a line of a header is.
-pub(super) enum Line<'a> {
+pub(crate) enum Line<'a> {
     /// The start of a field, with its name.
     Field(&'a [u8]),
     /// More of the field before it.
@@ -240,7 +240,7 @@ pub(super) enum Line<'a> {
 }
 
 /// RFC 5322 section 2.2, with the blanks before the colon of section 4.5.
-pub(super) fn classify(line: &[u8], first: bool) -> Line<'_> {
+pub(crate) fn classify(line: &[u8], first: bool) -> Line<'_> {
     match line {
         b"\r\n" | b"\n" => return Line::Empty,
         [b' ' | b'\t', ..] => return if first { Line::Text } else { Line::Continuation },
@@ -276,7 +276,7 @@ fn is_removed(name: &[u8]) -> bool {
 }
 
 /// Where the line that reaches past `from` ends, its LF included.
-fn line_end(octets: &[u8], from: usize) -> Option<usize> {
+pub(crate) fn line_end(octets: &[u8], from: usize) -> Option<usize> {
     memchr(b'\n', octets.get(from..)?).map(|i| from + i + 1)
 }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use crate::mail::{Body, Envelope, Outcome};
+use crate::mail::{Body, Envelope, Outcome, QueueId};
 use crate::policy::bucket::Rate;
 
 /// A next hop: a smarthost, Amazon SES, or a Maildir.
@@ -48,6 +48,20 @@ pub trait Upstream: Send + Sync + 'static {
 pub trait Leaving: Send + Sync {
     /// Returns when the content may leave; an error says why it must not.
     async fn content_leaves(&self) -> Result<(), String>;
+
+    /// What the attempt is called, for an upstream that keeps such a name beside the message.
+    fn label(&self) -> Option<Label> {
+        None
+    }
+}
+
+/// The name of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Label {
+    /// The message.
+    pub id: QueueId,
+    /// Which attempt it is, counted from 1.
+    pub attempt: u32,
 }
 
 /// Leave that is always given, for tests and probes.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::sender::is_allowed;
+use crate::mail::{AddressError, Mailbox};
 use crate::policy::routing::Pattern;
 
 /// One account and region of Amazon SES.
@@ -50,4 +52,80 @@ pub struct SenderPolicy {
     /// Put in place of a From that is not allowed, whose address then goes to Reply-To. Without one
     /// such a message is not for this upstream.
     pub default: Option<String>,
+}
+
+impl SenderPolicy {
+    /// Whether a default is an address, and one that is allowed.
+    pub(super) fn check(&self) -> Result<(), SettingsError> {
+        let Some(default) = &self.default else { return Ok(()) };
+        let address = default.clone();
+        Mailbox::parse(default.as_bytes())
+            .map_err(|source| SettingsError::Sender { address, source })?;
+        if is_allowed(&self.allowed, default) {
+            Ok(())
+        } else {
+            Err(SettingsError::SenderNotAllowed(default.clone()))
+        }
+    }
+}
+
+/// Why an SES upstream cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// [`Settings::endpoint`] is no `http` or `https` URL of a host.
+    #[error("endpoint {0:?} is not an http or https URL")]
+    Endpoint(String),
+    /// [`Settings::ca_file`] cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// [`Settings::ca_file`] holds something else.
+    #[error("{} holds no certificate authority: {why}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong with it.
+        why: String,
+    },
+    /// The TLS library refused what it was given.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+    /// [`SenderPolicy::default`] is no address.
+    #[error("default sender {address:?}: {source}")]
+    Sender {
+        /// The address.
+        address: String,
+        /// What is wrong with it.
+        source: AddressError,
+    },
+    /// [`SenderPolicy::default`] is not one of [`SenderPolicy::allowed`].
+    #[error("default sender {0:?} is not one of the allowed senders")]
+    SenderNotAllowed(String),
+}
+
+/// Settings for tests.
+#[cfg(test)]
+pub(super) fn sample() -> Settings {
+    Settings {
+        name: "ses".into(),
+        region: Some("eu-west-1".into()),
+        endpoint: None,
+        secret: true,
+        ca_file: None,
+        configuration_set: None,
+        tags: vec![],
+        feedback_address: None,
+        sender: SenderPolicy::default(),
+        keep_dkim: false,
+        max_size: 1 << 20,
+        day_reserve: 0,
+        max_connections: 2,
+        connect_timeout: Duration::from_secs(2),
+        request_timeout: Duration::from_secs(5),
+        account_every: Duration::from_mins(1),
+    }
 }
