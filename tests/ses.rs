@@ -30,7 +30,7 @@ use postgate::policy::routing::Pattern;
 use postgate::secret::{Credentials, Place, Secret};
 use postgate::upstream::ses::{SenderPolicy, SesUpstream, Settings};
 use postgate::upstream::{Label, Leaving, Standing, Upstream};
-use ses::{FakeSes, Fault};
+use ses::{Asking, FakeSes, Fault};
 use tokio::sync::{Notify, watch};
 
 const MESSAGE: &str = "From: app@x.example\r\nSubject: hi\r\n\r\nbody\r\n";
@@ -84,8 +84,8 @@ fn settings(fake: &FakeSes) -> Settings {
     }
 }
 
-fn key(id: &str, version: u64) -> Option<Arc<Credentials>> {
-    Some(Arc::new(Credentials::new(id.into(), Secret::new("s3cret".into()), version)))
+fn key(id: &str, version: u64) -> Arc<Credentials> {
+    Arc::new(Credentials::new(id.into(), Secret::new("s3cret".into()), version))
 }
 
 async fn rig() -> Rig {
@@ -96,7 +96,7 @@ async fn rig_with(change: impl FnOnce(&mut Settings)) -> Rig {
     let fake = FakeSes::start().await;
     let mut settings = settings(&fake);
     change(&mut settings);
-    let (credentials, receiver) = watch::channel(key("AKIDONE", 1));
+    let (credentials, receiver) = watch::channel(Some(key("AKIDONE", 1)));
     let changed = Arc::new(Notify::new());
     let clock = Arc::new(SystemClock);
     let upstream = SesUpstream::new(settings, receiver, clock, Arc::clone(&changed)).unwrap();
@@ -210,111 +210,113 @@ async fn a_message_is_sent_once_to_the_envelopes_recipients_and_says_who_it_is()
     assert_eq!((rig.sends(), rig.leaves.times.load(Ordering::SeqCst)), (1, 1));
 }
 
+/// What SES may answer, and what becomes of the mail, its handoff, and the remedy.
+const ANSWERS: [(Fault, &str, Handoff, Remedy); 20] = [
+    (
+        Fault::Error(429, "TooManyRequestsException", "Maximum sending rate exceeded."),
+        "deferred upstream 4.4.5 response",
+        Handoff::NotSent,
+        Remedy::Slower,
+    ),
+    (
+        Fault::Error(400, "ThrottlingException", "Rate exceeded"),
+        "deferred upstream 4.4.5 response",
+        Handoff::NotSent,
+        Remedy::Slower,
+    ),
+    (
+        Fault::Error(429, "TooManyRequestsException", "Daily message quota exceeded."),
+        "deferred upstream 4.4.5 response",
+        Handoff::NotSent,
+        Remedy::Slower,
+    ),
+    (
+        Fault::Error(400, "LimitExceededException", "x"),
+        "deferred upstream 4.4.5 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(400, "SendingPausedException", "x"),
+        "deferred upstream 4.7.0 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(400, "AccountSuspendedException", "x"),
+        "deferred upstream 4.7.0 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(400, "MailFromDomainNotVerifiedException", "x"),
+        "deferred message 4.3.5 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(400, "MessageRejected", "Email address is not verified."),
+        "bounced message 5.7.1 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(400, "MessageRejected", "Message content contains a virus."),
+        "bounced message 5.6.0 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(404, "NotFoundException", "Configuration set <x> does not exist."),
+        "deferred upstream 4.3.5 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(400, "BadRequestException", "Duplicate header 'Subject'."),
+        "bounced message 5.6.0 response",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(403, "AccessDeniedException", "ses:SendRawEmail"),
+        "deferred upstream 4.7.0 auth",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(403, "InvalidSignatureException", "does not match"),
+        "deferred upstream 4.7.0 auth",
+        Handoff::NotSent,
+        Remedy::Secret,
+    ),
+    (
+        Fault::Error(403, "InvalidSignatureException", "Signature expired: 1 is now earlier"),
+        "deferred upstream 4.7.0 auth",
+        Handoff::NotSent,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(500, "InternalFailure", ""),
+        "unconfirmed upstream 4.4.2 response",
+        Handoff::Unknown,
+        Remedy::Time,
+    ),
+    (
+        Fault::Error(503, "ServiceUnavailable", ""),
+        "unconfirmed upstream 4.4.2 response",
+        Handoff::Unknown,
+        Remedy::Time,
+    ),
+    (Fault::Page(502), "unconfirmed upstream 4.4.2 response", Handoff::Unknown, Remedy::Time),
+    (Fault::Page(404), "deferred upstream 4.3.0 response", Handoff::NotSent, Remedy::Time),
+    (Fault::Page(403), "deferred upstream 4.7.0 auth", Handoff::NotSent, Remedy::Time),
+    (Fault::Page(413), "bounced message 5.3.4 response", Handoff::NotSent, Remedy::Time),
+];
+
 #[tokio::test]
 async fn each_answer_has_its_outcome_and_none_is_asked_for_again() {
-    let not_sent = Handoff::NotSent;
-    for (fault, expected, handoff, remedy) in [
-        (
-            Fault::Error(429, "TooManyRequestsException", "Maximum sending rate exceeded."),
-            "deferred upstream 4.4.5 response",
-            not_sent,
-            Remedy::Slower,
-        ),
-        (
-            Fault::Error(400, "ThrottlingException", "Rate exceeded"),
-            "deferred upstream 4.4.5 response",
-            not_sent,
-            Remedy::Slower,
-        ),
-        (
-            Fault::Error(429, "TooManyRequestsException", "Daily message quota exceeded."),
-            "deferred upstream 4.4.5 response",
-            not_sent,
-            Remedy::Slower,
-        ),
-        (
-            Fault::Error(400, "LimitExceededException", "x"),
-            "deferred upstream 4.4.5 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(400, "SendingPausedException", "x"),
-            "deferred upstream 4.7.0 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(400, "AccountSuspendedException", "x"),
-            "deferred upstream 4.7.0 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(400, "MailFromDomainNotVerifiedException", "x"),
-            "deferred message 4.3.5 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(400, "MessageRejected", "Email address is not verified."),
-            "bounced message 5.7.1 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(400, "MessageRejected", "Message content contains a virus."),
-            "bounced message 5.6.0 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(404, "NotFoundException", "Configuration set <x> does not exist."),
-            "deferred upstream 4.3.5 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(400, "BadRequestException", "Duplicate header 'Subject'."),
-            "bounced message 5.6.0 response",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(403, "AccessDeniedException", "ses:SendRawEmail"),
-            "deferred upstream 4.7.0 auth",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(403, "InvalidSignatureException", "does not match"),
-            "deferred upstream 4.7.0 auth",
-            not_sent,
-            Remedy::Secret,
-        ),
-        (
-            Fault::Error(403, "InvalidSignatureException", "Signature expired: 1 is now earlier"),
-            "deferred upstream 4.7.0 auth",
-            not_sent,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(500, "InternalFailure", ""),
-            "unconfirmed upstream 4.4.2 response",
-            Handoff::Unknown,
-            Remedy::Time,
-        ),
-        (
-            Fault::Error(503, "ServiceUnavailable", ""),
-            "unconfirmed upstream 4.4.2 response",
-            Handoff::Unknown,
-            Remedy::Time,
-        ),
-        (Fault::Page(502), "unconfirmed upstream 4.4.2 response", Handoff::Unknown, Remedy::Time),
-        (Fault::Page(404), "deferred upstream 4.3.0 response", not_sent, Remedy::Time),
-        (Fault::Page(403), "deferred upstream 4.7.0 auth", not_sent, Remedy::Time),
-        (Fault::Page(413), "bounced message 5.3.4 response", not_sent, Remedy::Time),
-    ] {
+    for (fault, expected, handoff, remedy) in ANSWERS {
         let rig = rig().await;
         rig.fake.then([fault.clone()]);
         let outcome = rig.deliver(&["a@b.example"]).await;
@@ -415,7 +417,7 @@ async fn other_credentials_are_used_by_the_next_request() {
     assert_eq!(summary(&outcome), "deferred upstream 4.7.0 auth");
     assert_eq!(failure(&outcome, 0).remedy, Remedy::Secret);
     assert_eq!(rig.upstream.standing().secret, 1);
-    rig.credentials.send_replace(key("AKIDTWO", 2));
+    rig.credentials.send_replace(Some(key("AKIDTWO", 2)));
     assert_eq!(rig.upstream.standing().secret, 2);
     assert_eq!(summary(&rig.deliver(&["a@b.example"]).await), "sent");
     assert_eq!(rig.fake.sent()[0].key, "AKIDTWO");
@@ -435,7 +437,7 @@ async fn without_credentials_nothing_is_asked_for() {
 async fn the_region_is_the_secrets_where_the_configuration_names_none() {
     let rig = rig_with(|s| s.region = None).await;
     let with = |region: &str| {
-        let mut credentials = (*key("AKIDONE", 1).unwrap()).clone();
+        let mut credentials = (*key("AKIDONE", 1)).clone();
         credentials.place = Place { region: Some(region.into()), ..Place::default() };
         Some(Arc::new(credentials))
     };
@@ -665,12 +667,9 @@ async fn the_days_quota_is_kept_and_its_reserve_left_to_others() {
 
 #[tokio::test]
 async fn an_account_that_cannot_be_asked_hinders_nothing() {
-    for (exists, allowed) in [(false, true), (true, false)] {
+    for asking in [Asking::Missing, Asking::Forbidden] {
         let rig = rig().await;
-        {
-            let mut state = rig.fake.state();
-            (state.account.exists, state.account.allowed) = (exists, allowed);
-        }
+        rig.fake.state().account.asking = asking;
         let standing = rig.standing_until(|s| s.wanting.is_none()).await;
         assert_eq!((standing.rate, standing.sandbox), (None, false));
         assert!(rig.upstream.status().error.is_some());
@@ -684,7 +683,7 @@ async fn other_credentials_have_the_account_asked_at_once() {
     rig.fake.state().keys.insert("AKIDTWO".into());
     rig.standing_until(|s| s.wanting.is_none()).await;
     assert!(rig.upstream.status().error.unwrap().contains("UnrecognizedClientException"));
-    rig.credentials.send_replace(key("AKIDTWO", 2));
+    rig.credentials.send_replace(Some(key("AKIDTWO", 2)));
     rig.standing_until(|s| s.rate.is_some()).await;
 }
 

@@ -57,13 +57,20 @@ pub struct State {
     pub keys_seen: Vec<String>,
 }
 
+/// What becomes of `GetAccount`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asking {
+    Answered,
+    /// The key may not ask.
+    Forbidden,
+    /// There is no such operation, as with some emulators.
+    Missing,
+}
+
 /// What `GetAccount` says.
 #[derive(Clone)]
 pub struct Account {
-    /// Whether there is such an operation; else 404, as with some emulators.
-    pub exists: bool,
-    /// Whether the key may ask.
-    pub allowed: bool,
+    pub asking: Asking,
     pub sending: bool,
     pub production: bool,
     pub enforcement: &'static str,
@@ -75,8 +82,7 @@ pub struct Account {
 impl Default for Account {
     fn default() -> Self {
         Self {
-            exists: true,
-            allowed: true,
+            asking: Asking::Answered,
             sending: true,
             production: true,
             enforcement: "HEALTHY",
@@ -221,7 +227,7 @@ async fn connection(mut stream: TcpStream, inner: &Inner) -> std::io::Result<()>
         let sending = request.is("POST", "/v2/email/outbound-emails");
         if sending && matches!(inner.state().faults.front(), Some(Fault::ResetEarly)) {
             inner.state().faults.pop_front();
-            return reset(stream);
+            return reset(&stream);
         }
         while input.len() < request.length {
             if stream.read_buf(&mut input).await? == 0 {
@@ -250,14 +256,14 @@ async fn connection(mut stream: TcpStream, inner: &Inner) -> std::io::Result<()>
         match answer {
             Answer::Write(octets) => stream.write_all(&octets).await?,
             Answer::WriteAndClose(octets) => return stream.write_all(&octets).await,
-            Answer::Reset => return reset(stream),
+            Answer::Reset => return reset(&stream),
             Answer::Hang => std::future::pending().await,
         }
     }
 }
 
-fn reset(stream: TcpStream) -> std::io::Result<()> {
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+fn reset(stream: &TcpStream) -> std::io::Result<()> {
+    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
 struct Request {
@@ -356,13 +362,13 @@ fn key(state: &mut State, request: &Request) -> Result<String, Answer> {
 fn account(state: &mut State, request: &Request) -> Answer {
     state.asked += 1;
     let a = state.account.clone();
-    if !a.exists {
+    if a.asking == Asking::Missing {
         return Answer::Write(page(404));
     }
     if let Err(answer) = key(state, request) {
         return answer;
     }
-    if !a.allowed {
+    if a.asking == Asking::Forbidden {
         return error(403, "AccessDeniedException", "not authorized to perform: ses:GetAccount");
     }
     let body = json!({

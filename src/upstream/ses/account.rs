@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_sdk_sesv2::operation::get_account::GetAccountOutput;
+use aws_sdk_sesv2::types::SendQuota;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
@@ -272,9 +273,9 @@ impl State {
             sending: answer.sending_enabled(),
             production: answer.production_access_enabled(),
             enforcement: answer.enforcement_status().map(ToOwned::to_owned),
-            max: quota.map(|q| q.max24_hour_send()),
-            sent: quota.map_or(0.0, |q| q.sent_last24_hours()),
-            rate: quota.map(|q| q.max_send_rate()),
+            max: quota.map(SendQuota::max24_hour_send),
+            sent: quota.map_or(0.0, SendQuota::sent_last24_hours),
+            rate: quota.map(SendQuota::max_send_rate),
             sent_before,
         };
         let shut = known.enforcement.as_deref() == Some("SHUTDOWN");
@@ -348,8 +349,6 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_sesv2::types::SendQuota;
-
     use super::*;
     use crate::clock::ManualClock;
 
@@ -452,7 +451,7 @@ mod tests {
             answer
         };
         for _ in 0..5 {
-            clock.advance(STOP - Duration::from_secs(1));
+            clock.advance(STOP / 10 * 9);
             a.told(paused(false), &clock);
             assert!(a.wanting(&clock).unwrap().contains("paused sending"));
         }

@@ -37,20 +37,16 @@ pub(super) async fn run(
 ) -> Outcome {
     let begun = Instant::now();
     let mut ledger = Ledger::new(envelope);
-    let waited = match tokio::time::timeout_at(deadline, shared.places.acquire()).await {
-        Ok(Ok(_place)) => {
-            let ready = Instant::now();
-            if let Err(outcome) = hand_over(shared, &mut ledger, body, leaving, deadline).await {
-                ledger.settle_rest(&outcome);
-            }
-            ready - begun
-        }
-        _ => {
-            let busy = "all connections are in use".to_owned();
-            ledger.settle_rest(&classify::unasked(Stage::Pool, busy));
-            begun.elapsed()
-        }
+    let place = tokio::time::timeout_at(deadline, shared.places.acquire()).await;
+    let waited = begun.elapsed();
+    let done = if let Ok(Ok(_place)) = &place {
+        hand_over(shared, &mut ledger, body, leaving, deadline).await
+    } else {
+        Err(classify::unasked(Stage::Pool, "all connections are in use".to_owned()))
     };
+    if let Err(outcome) = done {
+        ledger.settle_rest(&outcome);
+    }
     Outcome {
         recipients: ledger.outcomes(),
         relay: Some(shared.client.host()),
@@ -133,7 +129,7 @@ fn weigh(
             Ok(if good.is_empty() { vec![] } else { vec![good] })
         }
         Scope::Somebody if alone => {
-            ledger.refuse(places, verdict.outcome);
+            ledger.refuse(places, &verdict.outcome);
             Ok(vec![])
         }
         Scope::Somebody => {
@@ -292,8 +288,8 @@ impl Ledger {
     }
 
     /// Refused when asked for alone: whether for its own sake is known when all are.
-    fn refuse(&mut self, places: &[usize], outcome: RecipientOutcome) {
-        self.settle(places, &outcome);
+    fn refuse(&mut self, places: &[usize], outcome: &RecipientOutcome) {
+        self.settle(places, outcome);
         for place in places {
             if let Some(entry) = self.entries.get_mut(*place) {
                 entry.alone = true;
@@ -346,13 +342,10 @@ fn address_for_ses(path: &ForwardPath) -> Result<String, RecipientOutcome> {
         let detail = "SES takes no address with such a local part (SMTPUTF8)".to_owned();
         return Err(classify::unsuited(Blame::Recipient, (6, 7), detail));
     }
-    match idna::domain_to_ascii(domain) {
-        Ok(domain) => Ok(format!("{local}@{domain}")),
-        Err(_) => {
-            let detail = "the domain has no ASCII form (IDNA)".to_owned();
-            Err(classify::unsuited(Blame::Recipient, (1, 2), detail))
-        }
-    }
+    idna::domain_to_ascii(domain).map(|domain| format!("{local}@{domain}")).map_err(|_| {
+        let detail = "the domain has no ASCII form (IDNA)".to_owned();
+        classify::unsuited(Blame::Recipient, (1, 2), detail)
+    })
 }
 
 #[cfg(test)]

@@ -404,123 +404,71 @@ mod tests {
         format!("{word} {:?} {:?} {} {}", f.blame, f.remedy, f.status, f.stage).to_lowercase()
     }
 
+    const SLOWER: &str = "deferred upstream slower 4.4.5 response";
+    const SECRET: &str = "deferred upstream secret 4.7.0 auth";
+    const DENIED: &str = "deferred upstream time 4.7.0 auth";
+    const DOWN: &str = "deferred upstream time 4.7.0 response";
+    const WRONG: &str = "deferred upstream time 4.3.5 response";
+    const ODD: &str = "deferred upstream time 4.3.0 response";
+    const UNKNOWN: &str = "unconfirmed upstream time 4.4.2 response";
+    const LIMIT: &str = "deferred upstream time 4.4.5 response";
+    const MAIL_FROM: &str = "deferred message time 4.3.5 response";
+    const IDENTITY: &str = "bounced message time 5.7.1 response";
+    const REFUSED: &str = "bounced message time 5.6.0 response";
+    const LARGE: &str = "bounced message time 5.3.4 response";
+    const STRANGE: &str = "unconfirmed upstream time 4.5.0 response";
+    const NONE: Consequence = Consequence::None;
+    const ASK: Consequence = Consequence::Ask;
+    const PAUSED: Consequence = Consequence::Stopped("Amazon has paused sending for this account");
+    const SUSPENDED: Consequence = Consequence::Stopped("Amazon has suspended this account");
+    const USED_UP: Consequence = Consequence::Stopped("the day's quota is used up");
+
+    /// HTTP status, code and text; then the summary, the scope, and the consequence.
+    #[rustfmt::skip]
+    const ROWS: [(u16, &str, &str, &str, &str, Consequence); 37] = [
+        (429, "TooManyRequestsException", "Rate exceeded", SLOWER, "up", NONE),
+        (400, "ThrottlingException", "Maximum sending rate exceeded.", SLOWER, "up", NONE),
+        (400, "Throttling", "Daily message quota exceeded.", SLOWER, "up", USED_UP),
+        (429, "TooManyRequestsException", "Daily message quota exceeded", SLOWER, "up", USED_UP),
+        (429, "", "", SLOWER, "up", NONE),
+        (400, "LimitExceededException", "", LIMIT, "up", ASK),
+        (400, "LimitExceededException", "daily quota", SLOWER, "up", USED_UP),
+        (400, "SendingPausedException", "paused", DOWN, "up", PAUSED),
+        (400, "AccountSuspendedException", "x", DOWN, "up", SUSPENDED),
+        (400, "MailFromDomainNotVerifiedException", "x", MAIL_FROM, "message", NONE),
+        (400, "MessageRejected", "Email address is not verified.", IDENTITY, "somebody", NONE),
+        (400, "MessageRejected", "Message content contains a virus.", REFUSED, "message", NONE),
+        (400, "MessageRejected", "Duplicate header 'From'.", REFUSED, "message", NONE),
+        (400, "MessageRejected", "Transaction failed: x", REFUSED, "somebody", NONE),
+        (404, "NotFoundException", "Configuration set <x> does not exist.", WRONG, "up", NONE),
+        (400, "BadRequestException", "Missing final '@domain'", REFUSED, "somebody", NONE),
+        (400, "BadRequestException", "Message length is more than 10485760 bytes long",
+            LARGE, "message", NONE),
+        (413, "RequestEntityTooLargeException", "", LARGE, "message", NONE),
+        (413, "", "", LARGE, "message", NONE),
+        (403, "AccessDeniedException", "not authorized", DENIED, "up", NONE),
+        (403, "", "", DENIED, "up", NONE),
+        (403, "UnrecognizedClientException", "token is invalid", SECRET, "up", NONE),
+        (403, "InvalidClientTokenId", "x", SECRET, "up", NONE),
+        (403, "ExpiredTokenException", "x", SECRET, "up", NONE),
+        (403, "InvalidSignatureException", "does not match", SECRET, "up", NONE),
+        (403, "InvalidSignatureException", "Signature expired: 2026", DENIED, "up", NONE),
+        (403, "InvalidSignatureException", "Signature not yet current", DENIED, "up", NONE),
+        (400, "RequestExpired", "x", DENIED, "up", NONE),
+        (500, "InternalFailure", "", UNKNOWN, "up", NONE),
+        (500, "InternalServiceErrorException", "", UNKNOWN, "up", NONE),
+        (503, "ServiceUnavailable", "", UNKNOWN, "up", NONE),
+        (502, "", "", UNKNOWN, "up", NONE),
+        (503, "ThrottlingException", "slow", UNKNOWN, "up", NONE),
+        (408, "", "", UNKNOWN, "up", NONE),
+        (404, "", "", ODD, "up", NONE),
+        (418, "NewException", "x", ODD, "up", NONE),
+        (200, "", "", STRANGE, "up", NONE),
+    ];
+
     #[test]
     fn every_row_of_the_error_table_has_its_verdict() {
-        use Consequence::{Ask, None, Stopped};
-        let slower = "deferred upstream slower 4.4.5 response";
-        let secret = "deferred upstream secret 4.7.0 auth";
-        let denied = "deferred upstream time 4.7.0 auth";
-        let down = "deferred upstream time 4.7.0 response";
-        let wrong = "deferred upstream time 4.3.5 response";
-        let odd = "deferred upstream time 4.3.0 response";
-        let unknown = "unconfirmed upstream time 4.4.2 response";
-        let (paused, suspended) = (
-            Stopped("Amazon has paused sending for this account"),
-            Stopped("Amazon has suspended this account"),
-        );
-        let used_up = Stopped("the day's quota is used up");
-        for (status, code, message, expected, scope, consequence) in [
-            (429, "TooManyRequestsException", "Rate exceeded", slower, "up", None),
-            (400, "ThrottlingException", "Maximum sending rate exceeded.", slower, "up", None),
-            (400, "Throttling", "Daily message quota exceeded.", slower, "up", used_up),
-            (
-                429,
-                "TooManyRequestsException",
-                "Daily message quota exceeded",
-                slower,
-                "up",
-                used_up,
-            ),
-            (429, "", "", slower, "up", None),
-            (400, "LimitExceededException", "", "deferred upstream time 4.4.5 response", "up", Ask),
-            (400, "LimitExceededException", "daily quota", slower, "up", used_up),
-            (400, "SendingPausedException", "paused", down, "up", paused),
-            (400, "AccountSuspendedException", "x", down, "up", suspended),
-            (
-                400,
-                "MailFromDomainNotVerifiedException",
-                "x",
-                "deferred message time 4.3.5 response",
-                "message",
-                None,
-            ),
-            (
-                400,
-                "MessageRejected",
-                "Email address is not verified.",
-                "bounced message time 5.7.1 response",
-                "somebody",
-                None,
-            ),
-            (
-                400,
-                "MessageRejected",
-                "Message content contains a virus.",
-                "bounced message time 5.6.0 response",
-                "message",
-                None,
-            ),
-            (
-                400,
-                "MessageRejected",
-                "Duplicate header 'From'.",
-                "bounced message time 5.6.0 response",
-                "message",
-                None,
-            ),
-            (
-                400,
-                "MessageRejected",
-                "Transaction failed: x",
-                "bounced message time 5.6.0 response",
-                "somebody",
-                None,
-            ),
-            (404, "NotFoundException", "Configuration set <x> does not exist.", wrong, "up", None),
-            (
-                400,
-                "BadRequestException",
-                "Missing final '@domain'",
-                "bounced message time 5.6.0 response",
-                "somebody",
-                None,
-            ),
-            (
-                400,
-                "BadRequestException",
-                "Message length is more than 10485760 bytes long",
-                "bounced message time 5.3.4 response",
-                "message",
-                None,
-            ),
-            (
-                413,
-                "RequestEntityTooLargeException",
-                "",
-                "bounced message time 5.3.4 response",
-                "message",
-                None,
-            ),
-            (413, "", "", "bounced message time 5.3.4 response", "message", None),
-            (403, "AccessDeniedException", "not authorized", denied, "up", None),
-            (403, "", "", denied, "up", None),
-            (403, "UnrecognizedClientException", "token is invalid", secret, "up", None),
-            (403, "InvalidClientTokenId", "x", secret, "up", None),
-            (403, "ExpiredTokenException", "x", secret, "up", None),
-            (403, "InvalidSignatureException", "does not match", secret, "up", None),
-            (403, "InvalidSignatureException", "Signature expired: 2026", denied, "up", None),
-            (403, "InvalidSignatureException", "Signature not yet current", denied, "up", None),
-            (400, "RequestExpired", "x", denied, "up", None),
-            (500, "InternalFailure", "", unknown, "up", None),
-            (500, "InternalServiceErrorException", "", unknown, "up", None),
-            (503, "ServiceUnavailable", "", unknown, "up", None),
-            (502, "", "", unknown, "up", None),
-            (503, "ThrottlingException", "slow", unknown, "up", None),
-            (408, "", "", unknown, "up", None),
-            (404, "", "", odd, "up", None),
-            (418, "NewException", "x", odd, "up", None),
-            (200, "", "", "unconfirmed upstream time 4.5.0 response", "up", None),
-        ] {
+        for (status, code, message, expected, scope, consequence) in ROWS {
             let verdict = refused(status, code, message);
             assert_eq!(summary(&verdict), expected, "{status} {code} {message}");
             let word = match verdict.scope {

@@ -21,6 +21,7 @@ use aws_sdk_sesv2::operation::get_account::GetAccountOutput;
 use aws_sdk_sesv2::operation::send_email::builders::SendEmailFluentBuilder;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use hyper_util::client::legacy::Error as HyperError;
 use tokio::sync::{OnceCell, watch};
 
 use super::classify::Problem;
@@ -125,18 +126,15 @@ impl Client {
             .timeout_config(self.timeouts.clone())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .http_client(self.http.clone());
-        let config = match &self.secret {
+        let config = if let Some(secret) = &self.secret {
             // The channel is the cache: a cache of the SDK's would go on signing with the old key.
-            Some(secret) => builder
-                .credentials_provider(secret.clone())
-                .identity_cache(IdentityCache::no_cache()),
-            None => {
-                let chain = self.chain().await?.credentials_provider();
-                let none = || Problem::NoCredentials("the AWS chain has none".into());
-                builder
-                    .credentials_provider(chain.ok_or_else(none)?)
-                    .identity_cache(IdentityCache::lazy().build())
-            }
+            builder.credentials_provider(secret.clone()).identity_cache(IdentityCache::no_cache())
+        } else {
+            let chain = self.chain().await?.credentials_provider();
+            let none = || Problem::NoCredentials("the AWS chain has none".into());
+            builder
+                .credentials_provider(chain.ok_or_else(none)?)
+                .identity_cache(IdentityCache::lazy().build())
         };
         let client = aws_sdk_sesv2::Client::from_conf(config.build());
         let built = Regional { region, client: client.clone() };
@@ -241,12 +239,12 @@ where
             return Problem::Refused { status, code: None, message: String::new() };
         }
     }
-    if sources(error).any(|e| e.is::<CredentialsError>()) {
+    if sources(error).any(<dyn Error>::is::<CredentialsError>) {
         return Problem::NoCredentials(chain_of(error));
     }
     // The SDK calls a refused connection and a reset after the request the same.
     let connecting = |e: &(dyn Error + 'static)| {
-        e.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|e| e.is_connect())
+        e.downcast_ref::<HyperError>().is_some_and(HyperError::is_connect)
     };
     if sources(error).any(connecting) {
         return Problem::Unreachable(chain_of(error));

@@ -35,7 +35,8 @@ impl<'a> Mailboxes<'a> {
             let (part, end) = reader.part()?;
             match end {
                 b':' => found.grouped = true,
-                _ => found.list.extend(part.named()?),
+                _ if part.is_empty() => {}
+                _ => found.list.push(part.named()?),
             }
             if end == 0 {
                 return Some(found);
@@ -192,15 +193,18 @@ impl<'a> Part<'a> {
         if within { self.angle.get_or_insert_default() } else { &mut self.plain }
     }
 
-    /// The mailbox, none if the part is empty; `None` when it is something else.
-    fn named(self) -> Option<Option<Named<'a>>> {
+    const fn is_empty(&self) -> bool {
+        self.angle.is_none() && self.plain.is_empty()
+    }
+
+    /// The mailbox; `None` when it is something else.
+    fn named(self) -> Option<Named<'a>> {
         let (display, text) = match self.angle {
             Some(angle) => (self.before.trim_ascii(), without_route(angle)),
-            None if self.plain.is_empty() => return Some(None),
             None => (&b""[..], self.plain),
         };
         let mailbox = Mailbox::parse(&text).ok()?;
-        Some(Some(Named { display, address: mailbox.as_str().to_owned() }))
+        Some(Named { display, address: mailbox.as_str().to_owned() })
     }
 }
 
