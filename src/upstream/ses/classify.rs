@@ -178,7 +178,7 @@ impl Row {
     }
 }
 
-/// The table of errors: names and HTTP statuses of the SES v2 model, and those every AWS service has.
+/// The table of errors: those of the SES v2 model, and those every AWS service has.
 fn row(status: u16, code: &str, message: &str) -> Row {
     let text = message.to_ascii_lowercase();
     match code {
@@ -370,7 +370,7 @@ pub(super) fn unasked(stage: Stage, detail: String) -> RecipientOutcome {
     })
 }
 
-/// The failure for those behind a request that failed by the route's fault: they were not asked for.
+/// The failure for those whose turn would have come after a request that failed by the route's fault.
 pub(super) fn behind(outcome: RecipientOutcome) -> RecipientOutcome {
     match outcome {
         RecipientOutcome::Unconfirmed(failure) => RecipientOutcome::Deferred(Failure {

@@ -163,7 +163,7 @@ impl<'a> Changes<'a> {
 /// The addresses of a field, or its text.
 fn shown(field: &Field<'_>) -> String {
     let addresses = Mailboxes::read(field.value()).map(|mailboxes| {
-        mailboxes.list.into_iter().map(|m| m.address).collect::<Vec<_>>().join(", ")
+        mailboxes.list.iter().map(|m| m.address.to_string()).collect::<Vec<_>>().join(", ")
     });
     let raw = || String::from_utf8_lossy(field.value().trim_ascii()).into_owned();
     let mut text = addresses.filter(|text| !text.is_empty()).unwrap_or_else(raw);

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::sender::is_allowed;
 use crate::mail::{AddressError, Mailbox};
 use crate::policy::routing::Pattern;
 
@@ -55,13 +54,18 @@ pub struct SenderPolicy {
 }
 
 impl SenderPolicy {
+    /// Whether mail may be sent for this address.
+    pub(super) fn allows(&self, address: &Mailbox) -> bool {
+        self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.contains(address))
+    }
+
     /// Whether a default is an address, and one that is allowed.
     pub(super) fn check(&self) -> Result<(), SettingsError> {
         let Some(default) = &self.default else { return Ok(()) };
         let address = default.clone();
-        Mailbox::parse(default.as_bytes())
+        let mailbox = Mailbox::parse(default.as_bytes())
             .map_err(|source| SettingsError::Sender { address, source })?;
-        if is_allowed(&self.allowed, default) {
+        if self.allows(&mailbox) {
             Ok(())
         } else {
             Err(SettingsError::SenderNotAllowed(default.clone()))
