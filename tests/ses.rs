@@ -30,6 +30,7 @@ use postgate::policy::routing::Pattern;
 use postgate::secret::{Credentials, Place, Secret};
 use postgate::upstream::ses::{SenderPolicy, SesUpstream, Settings};
 use postgate::upstream::{Label, Leaving, Standing, Upstream};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ses::{Asking, FakeSes, Fault};
 use tokio::sync::{Notify, watch};
 
@@ -807,4 +808,54 @@ async fn a_process_with_credentials_of_the_chain() {
     let outcome = rig.deliver(&["a@b.example"]).await;
     let RecipientOutcome::Sent { reply } = &outcome.recipients[0] else { panic!("{outcome:?}") };
     assert!(reply.to_string().ends_with("@eu-south-1.amazonses.com>"), "{reply}");
+}
+
+/// TLS before the fake, with a certificate of an authority of its own: its port, and the authority.
+async fn tls_before(fake: &FakeSes) -> (std::net::SocketAddr, String) {
+    let mut ca = CertificateParams::new(Vec::<String>::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    let authority = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = Issuer::new(ca, ca_key);
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &issuer).unwrap().der().clone();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, behind) = (listener.local_addr().unwrap(), fake.address);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut onward = tokio::net::TcpStream::connect(behind).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
+            });
+        }
+    });
+    (address, authority)
+}
+
+#[tokio::test]
+async fn an_authority_of_ones_own_is_trusted_when_it_is_named_and_not_else() {
+    let fake = FakeSes::start().await;
+    let (address, authority) = tls_before(&fake).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ca.pem");
+    std::fs::write(&file, authority).unwrap();
+    for (ca_file, expected) in [(Some(file), "sent"), (None, "deferred upstream 4.4.1 connect")] {
+        let rig = rig_with(|s| {
+            (s.endpoint, s.ca_file) = (Some(format!("https://{address}")), ca_file);
+        })
+        .await;
+        let outcome = rig.deliver(&["a@b.example"]).await;
+        assert_eq!(summary(&outcome), expected, "{outcome:?}");
+    }
+    assert_eq!(fake.sent().len(), 1);
 }
