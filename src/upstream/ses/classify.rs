@@ -270,6 +270,9 @@ fn rejected(text: &str) -> Row {
     if text.contains("not verified") {
         return Row::message((7, 1), Scope::Named(Vec::new()));
     }
+    if text.contains("authority to send") {
+        return Row::message((7, 1), Scope::Message);
+    }
     bad_request(text)
 }
 
@@ -425,7 +428,7 @@ mod tests {
 
     /// HTTP status, code and text; then the summary, the scope, and the consequence.
     #[rustfmt::skip]
-    const ROWS: [(u16, &str, &str, &str, &str, Consequence); 37] = [
+    const ROWS: [(u16, &str, &str, &str, &str, Consequence); 38] = [
         (429, "TooManyRequestsException", "Rate exceeded", SLOWER, "up", NONE),
         (400, "ThrottlingException", "Maximum sending rate exceeded.", SLOWER, "up", NONE),
         (400, "Throttling", "Daily message quota exceeded.", SLOWER, "up", USED_UP),
@@ -437,6 +440,8 @@ mod tests {
         (400, "AccountSuspendedException", "x", DOWN, "up", SUSPENDED),
         (400, "MailFromDomainNotVerifiedException", "x", MAIL_FROM, "message", NONE),
         (400, "MessageRejected", "Email address is not verified.", IDENTITY, "somebody", NONE),
+        (400, "MessageRejected", "Did not have authority to send from email a@b",
+            IDENTITY, "message", NONE),
         (400, "MessageRejected", "Message content contains a virus.", REFUSED, "message", NONE),
         (400, "MessageRejected", "Duplicate header 'From'.", REFUSED, "message", NONE),
         (400, "MessageRejected", "Transaction failed: x", REFUSED, "somebody", NONE),
