@@ -2,9 +2,14 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A secret text. `Debug` and `Display` print `[redacted]`; the memory is wiped when it is dropped.
+/// What is shown in place of a secret.
+const REDACTED: &str = "[redacted]";
+
+/// A secret text. `Debug`, `Display` and serde's `Serialize` show `[redacted]`; the memory is wiped
+/// when it is dropped. It cannot be deserialised: whoever reads one says so with [`Secret::new`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -22,13 +27,19 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
+        f.write_str(REDACTED)
     }
 }
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
+        f.write_str(REDACTED)
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(REDACTED)
     }
 }
 
@@ -68,6 +79,19 @@ impl Credentials {
     pub fn new(username: String, password: Secret, version: u64) -> Self {
         Self { username, password, version, session_token: None, place: Place::default() }
     }
+
+    /// Whether user name and password are empty: the place wants no login.
+    pub fn is_anonymous(&self) -> bool {
+        self.username.is_empty() && self.password.expose().is_empty()
+    }
+
+    /// Whether these say the same as `other`, whatever their versions.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.username == other.username
+            && self.password == other.password
+            && self.session_token == other.session_token
+            && self.place == other.place
+    }
 }
 
 #[cfg(test)]
@@ -77,7 +101,10 @@ mod tests {
     #[test]
     fn a_secret_is_not_printed() {
         let c = Credentials::new("relay".into(), Secret::new("hunter2".into()), 1);
-        assert!(!format!("{c:?} {}", c.password).contains("hunter2"));
+        let json = serde_json::to_string(&c.password).unwrap();
+        let shown = format!("{c:?} {c:#?} {} {json}", c.password);
+        assert!(!shown.contains("hunter2"));
+        assert_eq!(shown.matches("[redacted]").count(), 4);
         assert_eq!(c.password.expose(), "hunter2");
     }
 }
