@@ -11,12 +11,16 @@ use std::time::Duration;
 use metrics::{Label, counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
 
-use crate::clock::Timestamp;
 use crate::mail::{Message, Outcome, QueueId, RecipientOutcome, Reply};
+
+use crate::clock::Timestamp;
+
+/// The words of an upstream's condition.
+pub const CONDITIONS: [&str; 6] = ["closed", "open", "half-open", "held", "paused", "waiting"];
 
 /// Makes every counter that these names lead to exist, at zero: a counter that appears with its
 /// first event hides that event from `rate()`.
-pub fn start_counting(listeners: &[&str], route: &str, upstream: &str) {
+pub fn start_counting(listeners: &[&str], route: &str, upstreams: &[&str]) {
     for listener in listeners {
         let listener = ("listener", *listener);
         for name in [
@@ -30,12 +34,21 @@ pub fn start_counting(listeners: &[&str], route: &str, upstream: &str) {
             add("postgate_smtp_rejects_total", &[listener, ("class", class)], 0);
         }
     }
-    let (route, upstream) = (("route", route), ("upstream", upstream));
-    for result in ["sent", "deferred", "bounced", "unconfirmed"] {
-        add("postgate_delivery_attempts_total", &[route, upstream, ("result", result)], 0);
+    let route = ("route", route);
+    for upstream in upstreams {
+        let label = ("upstream", *upstream);
+        for result in ["sent", "deferred", "bounced", "unconfirmed"] {
+            add("postgate_delivery_attempts_total", &[route, label, ("result", result)], 0);
+        }
+        for to in CONDITIONS {
+            add("postgate_upstream_breaker_transitions_total", &[label, ("to", to)], 0);
+        }
     }
-    for to in ["closed", "open", "half-open"] {
-        add("postgate_upstream_breaker_transitions_total", &[upstream, ("to", to)], 0);
+    let ways = || upstreams.iter().copied().chain(["none"]);
+    for (from, to) in ways().flat_map(|from| ways().map(move |to| (from, to))) {
+        if from != to {
+            add("postgate_route_switches_total", &[route, ("from", from), ("to", to)], 0);
+        }
     }
     for result in ["ok", "failed"] {
         add("postgate_config_reloads_total", &[("result", result)], 0);
@@ -633,7 +646,7 @@ impl AccountRefreshed<'_> {
             ("postgate_ses_send_rate_max", self.rate),
         ] {
             if let Some(value) = value {
-                gauge!(name, "upstream" => self.upstream.to_owned()).set(value);
+                metrics::gauge!(name, "upstream" => self.upstream.to_owned()).set(value);
             }
         }
     }

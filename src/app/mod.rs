@@ -4,8 +4,12 @@
 //! being delivered is finished side by side, within one time limit, and last the spool is closed.
 
 mod build;
+mod gauges;
+mod lanes;
+mod pauses;
 mod reload;
 mod systemd;
+mod views;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,11 +26,13 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::delivery::{self, Scheduler};
 use crate::event;
+use crate::secrets;
 use crate::server;
 use crate::spool::{self, SegmentLog, Spool};
 use crate::telemetry;
 
 pub use self::build::BuildError;
+use self::pauses::Pauses;
 use self::reload::Live;
 
 /// Why the daemon did not start, or stopped by itself.
@@ -68,6 +74,7 @@ pub fn run(path: &Path, started: impl FnOnce(&Config)) -> Result<(), RunError> {
     let (config, warnings) =
         config::load(path, &config::environment()).map_err(RunError::Config)?;
     let telemetry = telemetry::start(config.log);
+    secrets::harden().map_err(system("forbid core dumps"))?;
     if !warnings.problems.is_empty() {
         event::ConfigWarnings { report: &warnings }.emit();
     }
@@ -127,6 +134,9 @@ impl Daemon {
         let socket = config.admin.socket.clone();
         let live = Live::build(path, config, telemetry)?;
         let spool = open_spool(&live.config, Arc::clone(&clock))?;
+        Pauses::of(&live.config.spool.path)
+            .restore(&live.plan.load())
+            .map_err(system("read what was paused"))?;
 
         let (close, halt, leave) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -152,19 +162,7 @@ impl Daemon {
         );
         let delivering = tokio::spawn(scheduler.run(halt.clone(), drain));
         let (reload, reloads) = mpsc::channel(1);
-        let handles = admin::Handles {
-            spool: Arc::clone(&spool),
-            status: build::status(&live, Arc::clone(&spool), clock.as_ref()),
-            upstreams: build::upstreams(&live, Arc::clone(&clock)),
-            operate: Arc::new(|name, _| Err(admin::Refused::NoUpstream(name.into()))),
-            explain: Arc::new(|_| Vec::new()),
-            secrets: Arc::new(Vec::new),
-            refresh: Arc::new(|name| {
-                name.map_or(Ok(()), |name| Err(admin::Refused::NoSecret(name.into())))
-            }),
-            reload,
-            clock,
-        };
+        let handles = views::handles(&live, &spool, reload, clock);
         let administering =
             tokio::spawn(admin::serve(door, handles, leave.clone().cancelled_owned()));
         Ok(Self {
@@ -246,7 +244,7 @@ fn open_probes(
     let listener = std::net::TcpListener::bind(address).map_err(failed())?;
     listener.set_nonblocking(true).map_err(failed())?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed())?;
-    let probes = build::probes(live, Arc::clone(spool));
+    let probes = gauges::probes(live, Arc::clone(spool));
     tokio::spawn(admin::serve_probes(listener, probes, leave.clone().cancelled_owned()));
     Ok(())
 }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::build::{self, BuildError};
+use super::lanes;
+use crate::clock::SystemClock;
 use crate::config::{self, Config};
 use crate::delivery::Plan;
-use crate::event;
+use crate::secrets::Secrets;
 use crate::server::Policy;
 use crate::telemetry::Telemetry;
 
@@ -21,8 +24,12 @@ pub(super) struct Live {
     pub(super) policy: Arc<ArcSwap<Policy>>,
     /// Where mail goes, and how it is sent.
     pub(super) plan: Arc<ArcSwap<Plan>>,
+    /// What that logs in with.
+    pub(super) secrets: Arc<ArcSwap<Secrets>>,
     /// Wakes who sends it.
     pub(super) wake: Arc<Notify>,
+    /// Tells `wake` of new secrets.
+    watching: JoinSet<()>,
     /// The configuration the daemon was started with: what cannot be changed is still as it says.
     started: Config,
     path: PathBuf,
@@ -35,15 +42,15 @@ impl Live {
         config: Config,
         telemetry: Telemetry,
     ) -> Result<Self, BuildError> {
-        // Without its login mail is taken all the same; it waits until a reload finds it.
-        let login = build::login(&config).unwrap_or_else(|error| {
-            event::LoginMissing { error: &error }.emit();
-            None
-        });
+        // Without its login mail is taken all the same; it waits until the secret comes.
+        let secrets = Arc::new(Secrets::start(&config.secrets, Arc::new(SystemClock))?);
+        let wake = Arc::new(Notify::new());
         Ok(Self {
             policy: Arc::new(ArcSwap::from_pointee(build::policy(&config, &config)?)),
-            plan: Arc::new(ArcSwap::from_pointee(build::plan(&config, login)?)),
-            wake: Arc::default(),
+            plan: Arc::new(ArcSwap::from_pointee(lanes::plan(&config, &secrets, &wake)?)),
+            watching: lanes::watch_secrets(&config, &secrets, &wake),
+            secrets: Arc::new(ArcSwap::new(secrets)),
+            wake,
             started: config.clone(),
             config,
             path: path.into(),
@@ -51,16 +58,21 @@ impl Live {
         })
     }
 
-    /// Reads the configuration again. `Err` says what is wrong with it; the old one then stays.
+    /// Reads the configuration again, and all secrets. `Err` says what is wrong with it; the old one
+    /// then stays.
     pub(super) fn reload(&mut self) -> Result<String, String> {
         let (config, warnings) = config::load(&self.path, &config::environment())
             .map_err(|report| report.to_string())?;
         let policy = build::policy(&config, &self.started).map_err(|e| e.to_string())?;
-        let login = build::login(&config).map_err(|e| e.to_string())?;
-        let plan = build::plan(&config, login).map_err(|e| e.to_string())?;
+        let secrets = self.secrets.load().reload(&config.secrets).map_err(|e| e.to_string())?;
+        let secrets = Arc::new(secrets);
+        let mut plan = lanes::plan(&config, &secrets, &self.wake).map_err(|e| e.to_string())?;
         // From here on nothing can fail.
+        plan.take_over(&self.plan.load());
+        self.watching = lanes::watch_secrets(&config, &secrets, &self.wake);
         self.policy.store(Arc::new(policy));
         self.plan.store(Arc::new(plan));
+        self.secrets.store(secrets);
         self.wake.notify_one();
         self.telemetry.set_level(config.log.level);
         self.config = config;

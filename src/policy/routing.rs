@@ -124,6 +124,17 @@ pub enum Priority {
     Low,
 }
 
+impl Priority {
+    /// The word in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
 impl Match {
     /// Whether it holds for one recipient of a message.
     pub fn holds(&self, message: &Message, recipient: &ForwardPath) -> bool {

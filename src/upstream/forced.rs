@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::{Leaving, Standing, Upstream};
+use super::{About, Leaving, Standing, Upstream};
 use crate::mail::{
     Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Outcome, RecipientOutcome, Remedy,
     Stage,
@@ -29,6 +29,10 @@ impl Upstream for Forced {
 
     fn standing(&self) -> Standing {
         self.0.standing()
+    }
+
+    fn about(&self) -> About {
+        About { forced: true, ..self.0.about() }
     }
 
     async fn deliver(&self, envelope: &Envelope, _: &Body, _: &dyn Leaving, _: Instant) -> Outcome {

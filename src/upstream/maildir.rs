@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::{Leaving, Upstream};
+use super::{About, Leaving, Upstream};
 use crate::clock::Clock;
 use crate::mail::{
     Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Outcome, RecipientOutcome, Remedy,
@@ -74,6 +74,10 @@ impl MaildirUpstream {
 impl Upstream for MaildirUpstream {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn about(&self) -> About {
+        About { kind: "maildir", account: serde_json::Value::Null, forced: false }
     }
 
     /// The deadline is not kept: what a disk has begun cannot be called back.

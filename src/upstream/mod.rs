@@ -25,6 +25,11 @@ pub trait Upstream: Send + Sync + 'static {
         Standing::default()
     }
 
+    /// What it is, for people.
+    fn about(&self) -> About {
+        About { kind: "smtp", account: serde_json::Value::Null, forced: false }
+    }
+
     /// Hands a message over.
     ///
     /// There is no `Result`: a failed attempt is data. The outcome holds one entry for each recipient
@@ -74,6 +79,17 @@ impl Leaving for Free {
     async fn content_leaves(&self) -> Result<(), String> {
         Ok(())
     }
+}
+
+/// What an upstream is, for people.
+#[derive(Clone, PartialEq, Debug)]
+pub struct About {
+    /// Its type in the configuration.
+    pub kind: &'static str,
+    /// What its provider says of the account; `null` where there is none.
+    pub account: serde_json::Value,
+    /// Whether it is made to fail.
+    pub forced: bool,
 }
 
 /// What an upstream says of itself.
