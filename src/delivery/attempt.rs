@@ -14,7 +14,7 @@ use crate::mail::{
     RecipientStatus, Remedy, Stage,
 };
 use crate::spool::{Claim, Settlement, Spool, SpoolError};
-use crate::upstream::Leaving;
+use crate::upstream::{Label, Leaving};
 
 /// The pause before a settlement that the spool could not write is tried again.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
@@ -82,6 +82,11 @@ struct Departure<'a> {
 
 #[async_trait]
 impl Leaving for Departure<'_> {
+    fn label(&self) -> Option<Label> {
+        let message = &self.claim.message;
+        Some(Label { id: message.id, attempt: message.attempts + 1 })
+    }
+
     async fn content_leaves(&self) -> Result<(), String> {
         let Attempt { plan, way, spool, lane, .. } = self.attempt;
         if !plan.is_noted(way) {

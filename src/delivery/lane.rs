@@ -58,6 +58,13 @@ pub struct Condition {
     pub reason: Option<String>,
 }
 
+impl Condition {
+    /// Whether mail goes there.
+    pub fn is_well(&self) -> bool {
+        self.word == State::Closed.word()
+    }
+}
+
 /// Everything an operator may want to know of a lane.
 #[derive(Clone, PartialEq, Debug)]
 pub struct View {
@@ -267,13 +274,8 @@ impl Lane {
     /// How long nothing will change by itself; `None` when only an attempt's end can change it.
     pub(super) fn wakes_in(&self, now: Instant) -> Option<Duration> {
         let health = self.health();
-        let at = match health.breaker.state(now) {
-            State::Open { until } => Some(until),
-            State::Paused => health.breaker.pin(now).and_then(|pin| pin.until),
-            State::Closed | State::HalfOpen | State::Held => None,
-        };
         let ready = Some(health.bucket.ready(now)).filter(|ready| *ready > now);
-        let at = at.into_iter().chain(ready).min()?;
+        let at = health.breaker.wakes(now).into_iter().chain(ready).min()?;
         Some(at.saturating_duration_since(now))
     }
 
@@ -425,7 +427,9 @@ mod tests {
             rules: None,
         };
         let told = Arc::clone(&refreshed);
-        let refused = Box::new(move || drop(told.fetch_add(1, Ordering::SeqCst)));
+        let refused = Box::new(move || {
+            told.fetch_add(1, Ordering::SeqCst);
+        });
         let lane = Lane::new(Arc::clone(&idle) as _, limits, refused, WALL);
         World { idle, lane, now: SystemClock.now(), refreshed }
     }
@@ -528,12 +532,13 @@ mod tests {
     fn the_operator_pauses_trips_and_resets() {
         let world = world(None);
         let at = |after| world.now + Duration::from_secs(after);
-        let (lasting, reason) = (Some(Duration::from_secs(60)), "moving house".to_owned());
+        let (lasting, reason) = (Some(Duration::from_mins(1)), "moving house".to_owned());
         let pause = Intervention::Pause { lasting, reason };
         world.lane.intervene(pause, world.now, WALL);
         assert_eq!(world.word(), "paused");
         assert_eq!(world.lane.wakes_in(world.now), lasting);
         assert_eq!(world.lane.view(at(60), WALL).condition.word, "closed");
+        world.lane.intervene(Intervention::Resume, world.now, WALL);
         let trip = Intervention::Trip { lasting, reason: "drill".into() };
         world.lane.intervene(trip, world.now, WALL);
         assert_eq!(world.word(), "open");

@@ -141,7 +141,7 @@ impl Plan {
     }
 
     /// The route at a place.
-    pub(super) fn route(&self, place: usize) -> Option<&Route> {
+    pub fn route(&self, place: usize) -> Option<&Route> {
         self.routes.get(place)
     }
 
@@ -161,11 +161,30 @@ impl Plan {
     pub fn route_of(&self, message: &Message, place: usize) -> usize {
         let recipient = message.envelope.recipients.get(place);
         let found = recipient.and_then(|r| routing::find(&self.routes, message, &r.path));
-        found.unwrap_or(self.routes.len().saturating_sub(1))
+        found.unwrap_or_else(|| self.routes.len().saturating_sub(1))
+    }
+
+    /// The lanes of a recipient's route in their order, and what each is for it; where it may be
+    /// already, the lane that may have it comes first.
+    pub fn candidates(
+        &self,
+        message: &Message,
+        place: usize,
+        route: usize,
+    ) -> Vec<(&Arc<Lane>, Fitness)> {
+        let mut lanes = self.ways.get(route).cloned().unwrap_or_default();
+        if let Some(RecipientStatus::Unconfirmed { upstream, .. }) = message.status.get(place)
+            && let Some(there) = self.lanes.iter().position(|lane| lane.name() == upstream)
+        {
+            lanes.retain(|lane| *lane != there);
+            lanes.insert(0, there);
+        }
+        let of = |lane| Some((self.lanes.get(lane)?, self.fitness(message, place, route, lane)));
+        lanes.into_iter().filter_map(of).collect()
     }
 
     /// What a lane is for a recipient.
-    pub fn fitness(&self, message: &Message, place: usize, route: usize, lane: usize) -> Fitness {
+    fn fitness(&self, message: &Message, place: usize, route: usize, lane: usize) -> Fitness {
         let Some(there) = self.lanes.get(lane) else { return Fitness::Unconfirmed };
         let refusal = message.refusal(there.name(), place).cloned();
         if let Some(RecipientStatus::Unconfirmed { upstream, .. }) = message.status.get(place) {
@@ -227,10 +246,11 @@ impl Plan {
             stuck = false;
             match (offers.choose(&way), &mut go) {
                 (Some(lane), None) => go = Some(Way { route, lane, places: vec![*place] }),
-                (Some(lane), Some(go)) if (route, lane) == (go.route, go.lane) => {
-                    if go.places.len() < offers.max_recipients(lane) {
-                        go.places.push(*place);
-                    }
+                (Some(lane), Some(go))
+                    if (route, lane) == (go.route, go.lane)
+                        && go.places.len() < offers.max_recipients(lane) =>
+                {
+                    go.places.push(*place);
                 }
                 _ => {}
             }
@@ -269,8 +289,8 @@ impl Plan {
         if matches!(message.status.get(place), Some(RecipientStatus::Unconfirmed { .. })) {
             return;
         }
-        let lanes = self.ways.get(route).into_iter().flatten();
-        let reason = lanes.map(|lane| self.fitness(message, place, route, *lane)).last();
+        let last = self.ways.get(route).and_then(|lanes| lanes.last());
+        let reason = last.map(|lane| self.fitness(message, place, route, *lane));
         let failure = match reason {
             Some(Fitness::Refused(failure)) => failure,
             Some(Fitness::Ineligible(why)) => unroutable(&why),
@@ -361,6 +381,7 @@ mod tests {
     use crate::delivery::lane::{Intervention, Limits};
     use crate::mail::{Body, EnhancedStatus, Envelope, Outcome, QueueId, ReversePath};
     use crate::policy::Backoff;
+    use crate::policy::breaker;
     use crate::policy::eligibility::Rules;
     use crate::policy::routing::{Match, Pattern};
     use crate::upstream::{Leaving, Standing, Upstream};
@@ -385,7 +406,8 @@ mod tests {
     }
 
     fn lane(name: &'static str, rules: Option<Rules>) -> Arc<Lane> {
-        let limits = Limits { capacity: 1, rate: None, breaker: Default::default(), rules };
+        let limits =
+            Limits { capacity: 1, rate: None, breaker: breaker::Settings::default(), rules };
         Arc::new(Lane::new(Arc::new(Named(name)), limits, Box::new(|| {}), WALL))
     }
 

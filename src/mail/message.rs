@@ -373,7 +373,8 @@ impl Message {
         };
         let address = "10.0.1.12".parse().unwrap();
         let client = Client { address, helo: "app-7".into(), listener: "backends".into() };
-        Self::new(id, received, client, envelope)
+        let facts = Facts { from: vec!["app@example.com".into()], ..Facts::default() };
+        Self { facts, ..Self::new(id, received, client, envelope) }
     }
 }
 

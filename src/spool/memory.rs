@@ -51,6 +51,27 @@ impl MemorySpool {
         Self { core: Arc::new(Core { clock, changed: Notify::new(), state: Mutex::new(state) }) }
     }
 
+    /// The queue as a new process finds it: what was settled or noted is there, claims and rooms are
+    /// forgotten. The old one is closed.
+    pub fn reopened(&self) -> Self {
+        let mut state = self.core.state();
+        state.closed = true;
+        let at_the_entry = |slot: &Slot<()>| Slot { room: Room::ENTRY, ..*slot };
+        let slots = state.index.slots().map(|(id, slot)| (id, at_the_entry(slot))).collect();
+        let old = State {
+            index: Index::of(slots),
+            messages: std::mem::take(&mut state.messages),
+            recent: Recent::default(),
+            ids: std::mem::replace(&mut state.ids, QueueIdSequence::above(0)),
+            refusal: None,
+            closed: false,
+        };
+        drop(state);
+        self.core.announce();
+        let clock = Arc::clone(&self.core.clock);
+        Self { core: Arc::new(Core { clock, changed: Notify::new(), state: Mutex::new(old) }) }
+    }
+
     /// From now on new mail is refused with this; with `None` it is taken again.
     pub fn refuse(&self, refusal: Option<SpoolError>) {
         self.core.state().refusal = refusal;

@@ -49,6 +49,7 @@ pub(super) fn apply(
     }
     // What an upstream had against it may be mended: each is asked again.
     message.refusals.clear();
+    message.rests.clear();
     let state = match action {
         Action::Retry => state,
         Action::Release if message.attempts == 0 => QueueState::Incoming,
