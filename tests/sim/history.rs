@@ -9,7 +9,7 @@ use postgate::spool::Action;
 
 use crate::oracle::{self, Tally};
 use crate::upstreams::Weather;
-use crate::world::{Choices, HOUR, MINUTE, Process, SECOND, World};
+use crate::world::{Choices, HOUR, Process, SECOND, World};
 
 /// Lets a history happen, and judges it.
 pub(crate) async fn play(seed: u64) -> Tally {
@@ -78,7 +78,7 @@ async fn mail(world: &World, rng: &mut fastrand::Rng, step: usize) -> Vec<String
 fn change(world: &World, rng: &mut fastrand::Rng, process: &Process) {
     use Weather::{Down, Fair, Flaky, Locked, Throttling, Wanting};
     let weather = [Fair, Fair, Down, Down, Flaky, Locked, Throttling, Wanting];
-    let weather = weather[rng.usize(..weather.len())];
+    let Some(weather) = rng.choice(weather) else { return };
     let upstream = if rng.u8(..3) == 0 { &world.ses } else { &world.core };
     upstream.becomes(weather);
     World::nudge(process);
@@ -102,13 +102,11 @@ async fn operate(world: &World, rng: &mut fastrand::Rng, process: &Process, tall
         return;
     }
     let queue = world.queue().await;
-    if queue.is_empty() {
-        return;
-    }
-    let entry = &queue[rng.usize(..queue.len())];
+    let Some(entry) = rng.choice(&queue) else { return };
     // Neither resend nor confirm: what an operator says of the unknown may be wrong.
     let actions = [Action::Retry, Action::Hold, Action::Release, Action::Requeue];
-    world.act(entry.message.id, actions[rng.usize(..actions.len())]).await;
+    let Some(action) = rng.choice(actions) else { return };
+    world.act(entry.message.id, action).await;
 }
 
 /// All is well again, and there is time.
@@ -127,6 +125,12 @@ async fn recover(world: &World, process: &Process) {
             world.act(entry.message.id, Action::Release).await;
         }
     }
-    // Fair weather loses an answer now and then: the pauses grow to an hour.
-    tokio::time::sleep(HOUR * 72 + MINUTE).await;
+    // Fair weather loses an answer now and then, and the pauses grow to an hour.
+    for _ in 0..72 {
+        let waits = |s: QueueState| !matches!(s, QueueState::Dead | QueueState::Held);
+        if !world.queue().await.iter().any(|entry| waits(entry.state)) {
+            break;
+        }
+        tokio::time::sleep(HOUR).await;
+    }
 }

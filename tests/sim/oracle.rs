@@ -68,22 +68,24 @@ impl AddAssign for Tally {
 
 /// Checks the promises; panics with the seed where one is broken.
 pub(crate) async fn judge(seed: u64, world: &World, names: &[String], tally: &mut Tally) {
-    let (core, ses) = (world.core.book.lock().unwrap(), world.ses.book.lock().unwrap());
     let queue = world.queue().await;
+    let (core, ses) = (world.core.book.lock().unwrap(), world.ses.book.lock().unwrap());
     let mut accounted = HashSet::new();
     for entry in &queue {
         for (recipient, status) in entry.message.recipients() {
             let name = recipient.path.to_string();
             match (entry.state, status) {
                 (_, RecipientStatus::Sent { .. }) => continue,
-                (QueueState::Dead, RecipientStatus::Bounced { .. }) => {
+                (QueueState::Dead | QueueState::Held, RecipientStatus::Bounced { .. }) => {
                     tally.bounced += 1;
                     let refused = core.refused.contains_key(&name);
                     assert!(refused, "seed {seed}: {name} bounced, and core never refused it");
                 }
                 (QueueState::Held, RecipientStatus::Unconfirmed { .. }) => {
                     tally.held += 1;
-                    let hold = world.choices.unconfirmed == Unconfirmed::Hold;
+                    // The fallback may have it, and then said that it will not: who is to know?
+                    let hold = world.choices.unconfirmed == Unconfirmed::Hold
+                        || ses.refused.contains_key(&name);
                     assert!(hold, "seed {seed}: {name} is held, and the route says retry");
                 }
                 (state, status) => {

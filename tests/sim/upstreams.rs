@@ -36,7 +36,7 @@ pub(crate) struct Book {
     /// Copies of each recipient's mail.
     pub(crate) copies: HashMap<String, usize>,
     /// How often a recipient's mail may have come without our knowing: an answer was lost, or the
-    /// process died after the content was let go.
+    /// process died between letting the content go and writing down what came of it.
     pub(crate) excuses: HashMap<String, usize>,
     /// Recipients it refused for good.
     pub(crate) refused: HashMap<String, usize>,
@@ -61,23 +61,12 @@ pub(crate) struct Simulated {
     begun: tokio::time::Instant,
 }
 
-/// Notes an attempt that was cut off by the death of the process.
-struct Under<'a> {
-    upstream: &'a Simulated,
-    recipients: Vec<String>,
-    /// Whether the content was let go and nothing was heard of it.
-    open: bool,
-}
+/// An attempt under way, also one that is cut off by the death of the process.
+struct Running<'a>(&'a AtomicUsize);
 
-impl Drop for Under<'_> {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.upstream.running.fetch_sub(1, Ordering::SeqCst);
-        if self.open {
-            let mut book = self.upstream.book.lock().unwrap();
-            for recipient in &self.recipients {
-                *book.excuses.entry(recipient.clone()).or_default() += 1;
-            }
-        }
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -163,6 +152,14 @@ impl Simulated {
         greylisted.then(|| deferred(Stage::Rcpt, Blame::Recipient, Remedy::Time))
     }
 
+    /// These may come once more without anyone's fault.
+    pub(crate) fn excuse(&self, recipients: &[String]) {
+        let mut book = self.book.lock().unwrap();
+        for recipient in recipients {
+            *book.excuses.entry(recipient.clone()).or_default() += 1;
+        }
+    }
+
     fn take(&self, recipients: &[String]) {
         let mut book = self.book.lock().unwrap();
         for recipient in recipients {
@@ -171,8 +168,9 @@ impl Simulated {
     }
 
     /// The content, and the answer to it.
-    async fn content(&self, recipients: &[String], under: &mut Under<'_>) -> RecipientOutcome {
+    async fn content(&self, recipients: &[String]) -> RecipientOutcome {
         let lost = || {
+            self.excuse(recipients);
             RecipientOutcome::Unconfirmed(failure(
                 Stage::EndOfData,
                 Blame::Upstream,
@@ -180,7 +178,6 @@ impl Simulated {
                 Remedy::Time,
             ))
         };
-        under.open = true;
         self.pass(3_000).await;
         let bad = self.weather() == Weather::Flaky;
         if self.chance(if bad { 30 } else { 1 }) {
@@ -192,7 +189,6 @@ impl Simulated {
         if self.chance(if bad { 30 } else { 2 }) {
             return lost();
         }
-        under.open = false;
         let reply = Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok");
         RecipientOutcome::Sent { reply }
     }
@@ -230,7 +226,7 @@ impl Upstream for Simulated {
             book.most_running = book.most_running.max(running);
             book.most_recipients = book.most_recipients.max(all.len());
         }
-        let mut under = Under { upstream: self, recipients: Vec::new(), open: false };
+        let _running = Running(&self.running);
         let blank = Outcome::all(0, &deferred(Stage::Connect, Blame::Upstream, Remedy::Time));
         if let Err(outcome) = self.before_content().await {
             return Outcome { recipients: vec![outcome; all.len()], ..blank };
@@ -243,8 +239,7 @@ impl Upstream for Simulated {
         } else if leaving.content_leaves().await.is_err() {
             deferred(Stage::Storage, Blame::Local, Remedy::Time)
         } else {
-            under.recipients.clone_from(&taken);
-            self.content(&taken, &mut under).await
+            self.content(&taken).await
         };
         let recipients = verdicts.into_iter().map(|v| v.unwrap_or_else(|| outcome.clone()));
         Outcome { recipients: recipients.collect(), ..blank }

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use postgate::clock::{Clock, Timestamp};
 use postgate::delivery::{LEASE, Lane, Limits, Plan, Scheduler, Settings};
 use postgate::mail::{
-    Body, BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, ReversePath,
+    Body, BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState,
+    ReversePath,
 };
 use postgate::policy::routing::{Match, Route, Unconfirmed};
 use postgate::policy::{Backoff, breaker};
@@ -127,8 +128,24 @@ impl World {
     pub(crate) async fn kill(&self, process: Process) {
         process.running.abort();
         let _ = process.running.await;
-        let mut spool = self.spool.lock().unwrap();
-        *spool = spool.reopened();
+        let active: Vec<QueueId> = self
+            .queue()
+            .await
+            .into_iter()
+            .filter_map(|entry| (entry.state == QueueState::Active).then_some(entry.message.id))
+            .collect();
+        let reopened = self.spool().reopened();
+        *self.spool.lock().unwrap() = reopened;
+        for entry in self.queue().await.iter().filter(|e| active.contains(&e.message.id)) {
+            for (recipient, status) in entry.message.recipients() {
+                let name = [recipient.path.to_string()];
+                match status.unconfirmed() {
+                    Some("core") => self.core.excuse(&name),
+                    Some(_) => self.ses.excuse(&name),
+                    None => {}
+                }
+            }
+        }
     }
 
     /// The process finishes what it has begun.
