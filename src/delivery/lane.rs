@@ -118,6 +118,8 @@ pub(super) struct Offer {
     pub(super) slots: usize,
     /// What the upstream is for those beyond.
     pub(super) beyond: Beyond,
+    /// Recipients one attempt may have.
+    pub(super) max_recipients: usize,
 }
 
 /// What an upstream is for a message it has no place for.
@@ -175,17 +177,16 @@ impl Lane {
             State::Closed if health.breaker.ramp(now).is_none() => Beyond::Busy,
             _ => Beyond::Down,
         };
-        let offer = if standing.wanting.is_some() {
-            Offer { slots: 0, beyond: Beyond::Down }
+        let (slots, beyond) = if standing.wanting.is_some() {
+            (0, Beyond::Down)
         } else if health.bucket.ready(now) > now {
-            Offer { slots: 0, beyond }
+            (0, beyond)
         } else {
-            let slots = (0..room).take_while(|_| health.breaker.admit(now)).count();
-            Offer { slots, beyond }
+            ((0..room).take_while(|_| health.breaker.admit(now)).count(), beyond)
         };
         drop(health);
         self.tell(changed);
-        offer
+        Offer { slots, beyond, max_recipients: standing.max_recipients.max(1) }
     }
 
     /// Gives back admissions that were not used.
@@ -500,7 +501,7 @@ mod tests {
         let world = world(Some(10.0));
         assert_eq!(world.attempt(vec![failed(Blame::Upstream, Remedy::Slower)]), "closed");
         let offer = world.lane.offer(4, world.now, WALL);
-        assert_eq!(offer, Offer { slots: 0, beyond: Beyond::Busy });
+        assert_eq!((offer.slots, offer.beyond), (0, Beyond::Busy));
         assert!(world.lane.wakes_in(world.now).is_some());
     }
 
@@ -508,7 +509,7 @@ mod tests {
     fn places_are_given_up_to_the_capacity_and_come_back() {
         let world = world(None);
         let offer = world.lane.offer(9, world.now, WALL);
-        assert_eq!(offer, Offer { slots: 4, beyond: Beyond::Busy });
+        assert_eq!((offer.slots, offer.beyond), (4, Beyond::Busy));
         world.lane.start(1, world.now);
         world.lane.withdraw(3);
         assert_eq!(world.lane.offer(9, world.now, WALL).slots, 3);
@@ -521,7 +522,8 @@ mod tests {
     fn what_the_upstream_lacks_makes_it_wait_and_says_why() {
         let world = world(None);
         *world.idle.wanting.lock().unwrap() = Some("sealed".into());
-        assert_eq!(world.lane.offer(4, world.now, WALL), Offer { slots: 0, beyond: Beyond::Down });
+        let offer = world.lane.offer(4, world.now, WALL);
+        assert_eq!((offer.slots, offer.beyond), (0, Beyond::Down));
         let condition = world.lane.view(world.now, WALL).condition;
         assert_eq!((condition.word, condition.reason.as_deref()), ("waiting", Some("sealed")));
         *world.idle.wanting.lock().unwrap() = None;

@@ -360,7 +360,7 @@ impl<'a> Offers<'a> {
     }
 
     fn max_recipients(&self, lane: usize) -> usize {
-        self.lanes.get(lane).map_or(1, |lane| lane.upstream.standing().max_recipients.max(1))
+        self.offers.get(lane).map_or(1, |offer| offer.max_recipients)
     }
 }
 
