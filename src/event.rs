@@ -385,10 +385,11 @@ impl BreakerChanged<'_> {
         let Self { upstream, to, reason } = self;
         let labels = [("upstream", *upstream), ("to", *to)];
         count("postgate_upstream_breaker_transitions_total", &labels);
-        if let Some(reason) = reason {
-            warn!(event = "breaker", upstream, to, reason, "upstream takes no mail");
-        } else {
-            info!(event = "breaker", upstream, to, "breaker changed");
+        let reason = reason.unwrap_or_default();
+        match *to {
+            "closed" => info!(event = "breaker", upstream, to, "upstream takes mail again"),
+            "half-open" => info!(event = "breaker", upstream, to, reason, "upstream is tried"),
+            _ => warn!(event = "breaker", upstream, to, reason, "upstream takes no mail"),
         }
     }
 }

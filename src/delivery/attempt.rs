@@ -52,7 +52,8 @@ impl Attempt {
         let by = (self.lane.name(), self.plan.is_authoritative(&self.way));
         claim.message.record(by, &self.way.places, &outcome, now);
         let settings = &self.plan.settings;
-        let pause = pause(&outcome, &claim.message, settings, self.clock.chance());
+        let well = self.lane.is_well(self.clock.now());
+        let pause = pause(&outcome, &claim.message, well, settings, self.clock.chance());
         rest(&mut claim.message, &self.way.places, now.after(pause), now);
         let settlement = settlement(&mut claim.message, settings, now);
         settle(&*self.spool, &claim, settlement).await;
@@ -136,14 +137,21 @@ fn unreadable(error: &SpoolError) -> RecipientOutcome {
     if damaged { RecipientOutcome::Bounced(failure) } else { RecipientOutcome::Deferred(failure) }
 }
 
-/// How long the recipients of an attempt are left alone.
-fn pause(outcome: &Outcome, message: &Message, settings: &Settings, chance: f64) -> Duration {
+/// How long the recipients of an attempt are left alone. An upstream that is not well any more is
+/// not asked again by them: the next one can be, at once.
+fn pause(
+    outcome: &Outcome,
+    message: &Message,
+    well: bool,
+    settings: &Settings,
+    chance: f64,
+) -> Duration {
     let theirs = outcome.recipients.iter().filter_map(RecipientOutcome::failure);
     let routes_fault = |f: &Failure| f.blame == Blame::Upstream && f.handoff == Handoff::NotSent;
     if theirs.clone().any(|f| !routes_fault(f)) || theirs.count() == 0 {
         return settings.backoff.delay(message.deferrals, chance);
     }
-    settings.backoff.delay(1, chance).min(ROUTE_AGAIN)
+    if well { settings.backoff.delay(1, chance).min(ROUTE_AGAIN) } else { Duration::ZERO }
 }
 
 /// Lets the recipients that were tried rest, when others of the message have not been.
@@ -255,7 +263,7 @@ mod tests {
         let now = Timestamp::from_millis(0).after(after);
         let outcome = Outcome { recipients: outcomes, ..Outcome::all(0, &deferred()) };
         message.record(("core", true), tried, &outcome, now);
-        let pause = pause(&outcome, message, &settings(), 0.5);
+        let pause = pause(&outcome, message, true, &settings(), 0.5);
         rest(message, tried, now.after(pause), now);
         settlement(message, &settings(), now)
     }

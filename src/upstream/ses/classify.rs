@@ -23,7 +23,7 @@ pub(super) enum Problem {
         message: String,
     },
     /// There was no connection: name, TCP or TLS.
-    #[error("cannot connect: {0}")]
+    #[error("{0}")]
     Unreachable(String),
     /// The request may have been received; its answer was not.
     #[error("{0}")]

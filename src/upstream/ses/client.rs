@@ -243,11 +243,12 @@ where
         return Problem::NoCredentials(chain_of(error));
     }
     // The SDK calls a refused connection and a reset after the request the same.
-    let connecting = |e: &(dyn Error + 'static)| {
+    let connecting = |e: &&(dyn Error + 'static)| {
         e.downcast_ref::<HyperError>().is_some_and(HyperError::is_connect)
     };
-    if sources(error).any(connecting) {
-        return Problem::Unreachable(chain_of(error));
+    if let Some(connecting) = sources(error).find(connecting) {
+        // What wraps it says no more than that it could not connect.
+        return Problem::Unreachable(chain_of(connecting.source().unwrap_or(connecting)));
     }
     Problem::Lost(chain_of(error))
 }

@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 pub use account::AccountStatus;
 pub use settings::{SenderPolicy, Settings, SettingsError};
 
-use super::{Leaving, Standing, Upstream};
+use super::{About, Leaving, Standing, Upstream};
 use crate::clock::Clock;
 use crate::mail::{Body, Envelope, Outcome};
 use crate::policy::bucket::{Rate, Unit};
@@ -120,6 +120,11 @@ impl Upstream for SesUpstream {
             max_recipients: RECIPIENTS_MAX,
             sandbox: status.sandbox == Some(true),
         }
+    }
+
+    fn about(&self) -> About {
+        let account = serde_json::to_value(self.status()).unwrap_or_default();
+        About { kind: "ses", account, forced: false }
     }
 
     /// Hands the message over, in several requests when SES refuses it for the sake of one of the
