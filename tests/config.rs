@@ -417,3 +417,21 @@ fn secret_files_are_checked_and_the_password_is_their_first_line() {
     assert_eq!(report.matches("can be read by everyone").count(), 2, "{report}");
     assert_eq!(report.matches("chmod o-rwx").count(), 2, "{report}");
 }
+
+#[test]
+fn the_socket_is_known_whatever_else_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("postgate.toml");
+    let socket = |text: &str| {
+        write(&file, text, 0o600);
+        config::socket(&file, &environment(&[]))
+    };
+    let named = "nonsense = true\n[admin]\nsocket = \"/run/x.sock\"\n";
+    assert_eq!(socket(named), Some("/run/x.sock".into()));
+    assert_eq!(socket("nonsense = true\n"), None, "it may be another word for the socket");
+    assert_eq!(socket("[admin\n"), None);
+    let elsewhere = environment(&[("POSTGATE__ADMIN__SOCKET", "/run/y.sock")]);
+    write(&file, named, 0o600);
+    assert_eq!(config::socket(&file, &elsewhere), Some("/run/y.sock".into()));
+    assert_eq!(config::socket(&directory.path().join("none"), &elsewhere), None);
+}

@@ -177,7 +177,11 @@ fn client(global: &Global) -> Result<Client, Failure> {
 /// for and names no socket must not lead to that of another Postgate.
 fn configured_socket(global: &Global) -> Result<PathBuf, Failure> {
     let path = global.config();
-    match config::load(&path, &config::environment()) {
+    let environment = config::environment();
+    if let Some(socket) = config::socket(&path, &environment) {
+        return Ok(socket);
+    }
+    match config::load(&path, &environment) {
         Ok((config, _)) => Ok(config.admin.socket),
         Err(_) if global.config.is_none() => Ok(config::DEFAULT_SOCKET.into()),
         Err(_) => {

@@ -183,6 +183,16 @@ pub fn load(
     parse(file, &source, environment)
 }
 
+/// The operator's socket that `file` names, whatever else is wrong there: commands must reach a
+/// running Postgate also while its configuration is being repaired, and from where its credentials
+/// cannot be read. `None` when the file names none, cannot be read, or is no TOML.
+pub fn socket(file: &Path, environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    let source = std::fs::read_to_string(file).ok()?;
+    let (table, _) = document::parse(&source, environment).ok()?;
+    let admin = table.find("admin").and_then(|entry| entry.node.table());
+    admin?.find("socket")?.node.text().map(PathBuf::from)
+}
+
 /// Checks the configuration `source`; `file` is its name in the report.
 pub fn parse(
     file: &Path,
