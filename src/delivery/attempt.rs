@@ -185,7 +185,7 @@ pub(super) fn over(message: &Message) -> Settlement {
 
 /// Gives up on what has waited for too long. Returns whether it has.
 pub(super) fn expire(message: &mut Message, settings: &Settings, now: Timestamp) -> bool {
-    let expired = now.since(message.received) >= settings.max_age;
+    let expired = now.since(message.waits_since()) >= settings.max_age;
     if expired {
         message.expire();
     }

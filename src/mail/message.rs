@@ -21,6 +21,10 @@ pub struct Message {
     pub id: QueueId,
     /// When it was received.
     pub received: Timestamp,
+    /// When the operator took it back into the queue, from where mail does not grow old: its time
+    /// there counts anew from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned: Option<Timestamp>,
     /// Octets of the body as stored.
     pub size: u64,
     /// Who handed it in.
@@ -219,6 +223,7 @@ impl Message {
         Self {
             id,
             received,
+            returned: None,
             size: 0,
             client,
             envelope,
@@ -231,6 +236,11 @@ impl Message {
             rests: Vec::new(),
             history: Vec::new(),
         }
+    }
+
+    /// From when on its age in the queue counts.
+    pub fn waits_since(&self) -> Timestamp {
+        self.returned.map_or(self.received, |returned| returned.max(self.received))
     }
 
     /// Each recipient with its status.

@@ -41,12 +41,14 @@ pub(super) fn apply(
                 let reply = Reply::new(250, status, "confirmed by the operator");
                 RecipientStatus::Sent { upstream, reply, at: now }
             })?;
+            take_back(message, state, now);
             return Ok((after_confirmation(message), now));
         }
         Action::Resend => settle_unconfirmed(message, |_| RecipientStatus::Queued)?,
         Action::Requeue => message.status.iter_mut().for_each(try_again),
         Action::Retry | Action::Release => {}
     }
+    take_back(message, state, now);
     // What an upstream had against it may be mended: each is asked again.
     message.refusals.clear();
     message.rests.clear();
@@ -72,6 +74,14 @@ fn settle_unconfirmed(
         }
     }
     Ok(())
+}
+
+/// What was held or given up may be older than a message may become: it is given its time anew, or
+/// it would be given up again before anyone was asked.
+const fn take_back(message: &mut Message, state: QueueState, now: Timestamp) {
+    if matches!(state, QueueState::Held | QueueState::Dead) {
+        message.returned = Some(now);
+    }
 }
 
 fn after_confirmation(message: &Message) -> QueueState {
@@ -201,6 +211,22 @@ mod tests {
         }
         let mut untried = Message { attempts: 0, ..message("q") };
         assert_eq!(apply(&mut untried, Held, DUE, Action::Release, NOW).unwrap(), (Incoming, NOW));
+    }
+
+    #[test]
+    fn what_comes_back_from_the_operator_has_all_its_time_again() {
+        for (action, state, since) in [
+            (Action::Requeue, Dead, NOW),
+            (Action::Release, Held, NOW),
+            (Action::Resend, Held, NOW),
+            (Action::Confirm, Held, NOW),
+            (Action::Resend, Deferred, DUE),
+            (Action::Retry, Deferred, DUE),
+        ] {
+            let mut changed = message("ux");
+            apply(&mut changed, state, DUE, action, NOW).unwrap();
+            assert_eq!(changed.waits_since(), since, "{action:?} {state:?}");
+        }
     }
 
     #[test]
