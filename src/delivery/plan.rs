@@ -1,7 +1,7 @@
 //! Which upstream may have a message now: the routes and lanes in force, and the decision.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Settings;
 use super::lane::{Beyond, Lane, Offer};
@@ -10,6 +10,10 @@ use crate::clock::Timestamp;
 use crate::mail::{Blame, Failure, Handoff, Message, RecipientStatus, Remedy, Stage};
 use crate::policy::eligibility::{self, Ineligible};
 use crate::policy::routing::{self, Priority, Route, Unconfirmed};
+
+/// The longest time until a message is looked at again of which some recipients rest and the others
+/// wait for an upstream.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Everything that a reload swaps: how mail is sent, where to, and which way.
 pub struct Plan {
@@ -135,6 +139,11 @@ impl Plan {
         self.routes.iter().any(|route| !route.classes.is_empty())
     }
 
+    /// Whether each lane is in a sandbox: what may go there depends on it.
+    pub(super) fn sandboxes(&self) -> Vec<bool> {
+        self.lanes.iter().map(|lane| lane.upstream.standing().sandbox).collect()
+    }
+
     /// The lanes of every route.
     pub(super) fn ways(&self) -> &[Vec<usize>] {
         &self.ways
@@ -258,12 +267,12 @@ impl Plan {
         if let Some(way) = go {
             return Decision::Go(way);
         }
-        if !stuck {
-            return Decision::Wait(self.wants(message, wall));
-        }
-        // What is left rests, or is the operator's.
         let rests = pending.iter().map(|place| message.rest(*place)).filter(|rest| *rest > wall);
         match rests.min() {
+            // In a room nobody would look at those who rest before what the others wait for is there.
+            Some(rest) if !stuck => Decision::Later(rest.min(wall.after(LOOK_AGAIN))),
+            None if !stuck => Decision::Wait(self.wants(message, wall)),
+            // What is left rests, or is the operator's.
             Some(rest) => Decision::Later(rest),
             None if message.is_pending() => Decision::Hold,
             None => Decision::Over,
@@ -317,20 +326,22 @@ fn unroutable(why: &Ineligible) -> Failure {
 /// What the lanes of a plan take now. What is not used goes back when it is dropped.
 pub(super) struct Offers<'a> {
     lanes: &'a [Arc<Lane>],
-    offers: Vec<Offer>,
+    by_lane: Vec<Offer>,
+    /// How many attempts may start, over all lanes.
+    left: usize,
 }
 
 impl<'a> Offers<'a> {
-    /// Asks every lane for up to `most` attempts.
+    /// Asks every lane for its places; up to `most` attempts may start over all of them.
     pub(super) fn of(plan: &'a Plan, most: usize, now: Instant, wall: Timestamp) -> Self {
-        let offers = plan.lanes.iter().map(|lane| lane.offer(most, now, wall)).collect();
-        Self { lanes: &plan.lanes, offers }
+        let by_lane = plan.lanes.iter().map(|lane| lane.offer(most, now, wall)).collect();
+        Self { lanes: &plan.lanes, by_lane, left: most }
     }
 
     /// The lane that has a place for someone who may go this way; none when it is to wait.
     pub(super) fn choose(&self, way: &[usize]) -> Option<usize> {
         for lane in way {
-            match self.offers.get(*lane)? {
+            match self.by_lane.get(*lane)? {
                 Offer { slots: 1.., .. } => return Some(*lane),
                 Offer { beyond: Beyond::Busy, .. } => return None,
                 Offer { beyond: Beyond::Down, .. } => {}
@@ -344,12 +355,14 @@ impl<'a> Offers<'a> {
         let mut lanes: Vec<usize> = ways.iter().filter_map(|way| self.choose(way)).collect();
         lanes.sort_unstable();
         lanes.dedup();
-        lanes.iter().filter_map(|lane| self.offers.get(*lane)).map(|offer| offer.slots).sum()
+        let slots =
+            lanes.iter().filter_map(|lane| self.by_lane.get(*lane)).map(|offer| offer.slots);
+        slots.sum::<usize>().min(self.left)
     }
 
     /// An attempt takes a place.
     pub(super) fn take(&mut self, way: &Way, now: Instant) {
-        let (Some(lane), Some(offer)) = (self.lanes.get(way.lane), self.offers.get_mut(way.lane))
+        let (Some(lane), Some(offer)) = (self.lanes.get(way.lane), self.by_lane.get_mut(way.lane))
         else {
             return;
         };
@@ -357,25 +370,32 @@ impl<'a> Offers<'a> {
         if !lane.start(way.places.len(), now) {
             lane.withdraw(std::mem::take(&mut offer.slots));
         }
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            self.withdraw();
+        }
+    }
+
+    /// Gives back what was not used.
+    fn withdraw(&mut self) {
+        for (lane, offer) in self.lanes.iter().zip(&mut self.by_lane) {
+            lane.withdraw(std::mem::take(&mut offer.slots));
+        }
     }
 
     fn max_recipients(&self, lane: usize) -> usize {
-        self.offers.get(lane).map_or(1, |offer| offer.max_recipients)
+        self.by_lane.get(lane).map_or(1, |offer| offer.max_recipients)
     }
 }
 
 impl Drop for Offers<'_> {
     fn drop(&mut self) {
-        for (lane, offer) in self.lanes.iter().zip(&self.offers) {
-            lane.withdraw(offer.slots);
-        }
+        self.withdraw();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::clock::{Clock, SystemClock};
     use crate::delivery::lane::{Intervention, Limits};
@@ -513,6 +533,16 @@ mod tests {
     }
 
     #[test]
+    fn what_may_have_arrived_is_asked_for_there_wherever_its_route_leads_today() {
+        let plan = plan(vec![route("default", None, &["core", "other"])]);
+        let mut m = message(&["a@x"]);
+        m.status[0] = unconfirmed("ses");
+        assert_eq!(decide(&plan, &mut m), go(1, &[0]));
+        pause(&plan, "ses");
+        assert_eq!(decide(&plan, &mut m), waits(&[&[1]]));
+    }
+
+    #[test]
     fn it_may_be_the_operator_who_settles_what_is_unconfirmed() {
         let mut hold = route("default", None, &["core", "ses"]);
         hold.unconfirmed = Unconfirmed::Hold;
@@ -556,6 +586,19 @@ mod tests {
         assert_eq!(decide(&plan, &mut m), go(0, &[1]));
         m.rests.push((1, later.after(Duration::from_secs(1))));
         assert_eq!(decide(&plan, &mut m), Decision::Later(later));
+    }
+
+    #[test]
+    fn who_rests_is_looked_at_when_the_rest_is_over_whatever_the_others_wait_for() {
+        let plan = failover();
+        pause(&plan, "core");
+        pause(&plan, "ses");
+        let mut m = message(&["a@x", "b@x"]);
+        for (rest, look) in [(29, 29), (30, 30), (31, 30)] {
+            m.rests = vec![(0, WALL.after(Duration::from_secs(rest)))];
+            let look = WALL.after(Duration::from_secs(look));
+            assert_eq!(decide(&plan, &mut m), Decision::Later(look));
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(super) struct Wants {
 /// The rooms that are in use.
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
+    /// The one that was not served for the longest time first.
     wants: Vec<Wants>,
     by_wants: HashMap<Wants, Room>,
 }
@@ -35,13 +36,19 @@ impl Rooms {
         Some(room)
     }
 
-    /// All rooms and what is wanted there: the higher priority first, and within it each room first
-    /// in `turn` after `turn`.
-    pub(super) fn in_order(&self, turn: usize) -> Vec<(Room, Wants)> {
+    /// Those who want this were served: others of their priority go before them the next time.
+    pub(super) fn had_its_turn(&mut self, wants: &Wants) {
+        if let Some(at) = self.wants.iter().position(|known| known == wants) {
+            let served = self.wants.remove(at);
+            self.wants.push(served);
+        }
+    }
+
+    /// All rooms and what is wanted there: the higher priority first, and within it the room that
+    /// was not served for the longest time.
+    pub(super) fn in_order(&self) -> Vec<(Room, Wants)> {
         let mut rooms: Vec<_> =
             self.wants.iter().map(|wants| (self.by_wants.get(wants), wants)).collect();
-        let rooms_len = rooms.len().max(1);
-        rooms.rotate_left(turn % rooms_len);
         rooms.sort_by_key(|(_, wants)| wants.priority);
         rooms.into_iter().filter_map(|(room, wants)| Some((*room?, wants.clone()))).collect()
     }
@@ -68,7 +75,7 @@ mod tests {
         assert_eq!(rooms.of(&wants(Priority::Normal, 0)), Some(a));
         assert!(a != b && a != Room::ENTRY && b != Room::ENTRY);
         rooms.clear();
-        assert!(rooms.in_order(0).is_empty());
+        assert!(rooms.in_order().is_empty());
     }
 
     #[test]
@@ -78,10 +85,14 @@ mod tests {
         let a = rooms.of(&wants(Priority::Normal, 0)).unwrap();
         let b = rooms.of(&wants(Priority::Normal, 1)).unwrap();
         let high = rooms.of(&wants(Priority::High, 0)).unwrap();
-        let order =
-            |turn| rooms.in_order(turn).into_iter().map(|(room, _)| room).collect::<Vec<_>>();
-        assert_eq!(order(0), [high, a, b, low]);
-        assert_eq!(order(2), [high, b, a, low]);
+        let order = |rooms: &Rooms| -> Vec<Room> {
+            rooms.in_order().into_iter().map(|(room, _)| room).collect()
+        };
+        assert_eq!(order(&rooms), [high, a, b, low]);
+        for (served, first, second) in [(0, b, a), (0, b, a), (1, a, b), (0, b, a)] {
+            rooms.had_its_turn(&wants(Priority::Normal, served));
+            assert_eq!(order(&rooms), [high, first, second, low]);
+        }
     }
 
     #[test]

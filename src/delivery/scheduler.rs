@@ -43,11 +43,10 @@ pub struct Scheduler {
     plan: Arc<ArcSwap<Plan>>,
     wake: Arc<Notify>,
     rooms: Rooms,
-    /// The plan the rooms are of.
-    current: Option<Arc<Plan>>,
+    /// The plan the rooms are of, and which of its lanes were in a sandbox.
+    current: Option<(Arc<Plan>, Vec<bool>)>,
     /// Where mail of each route goes first now.
     heads: HashMap<String, Option<String>>,
-    turn: usize,
     expired: Option<Instant>,
 }
 
@@ -64,8 +63,8 @@ impl Scheduler {
         wake: Arc<Notify>,
     ) -> Self {
         let (rooms, heads) = (Rooms::default(), HashMap::new());
-        let (current, turn, expired) = (None, 0, None);
-        Self { spool, lease, clock, plan, wake, rooms, current, heads, turn, expired }
+        let (current, expired) = (None, None);
+        Self { spool, lease, clock, plan, wake, rooms, current, heads, expired }
     }
 
     /// Runs until `shutdown`, then lets the attempts under way finish for as long as `drain`.
@@ -104,12 +103,14 @@ impl Scheduler {
         let offers = Offers::of(&plan, room, now, wall);
         let mut round = Round { plan: &plan, offers, attempts, wall };
         self.tell_heads(&plan, now);
-        self.expire(&mut round, now).await?;
         let urgent = plan.has_priorities();
-        let sorted = !urgent || self.sort(&mut round).await?;
-        self.turn = self.turn.wrapping_add(1);
-        for (room, wants) in self.rooms.in_order(self.turn) {
-            self.serve(room, Some(&wants), &mut round).await?;
+        let sorted = self.expire(&mut round, now).await?;
+        let sorted = sorted && (!urgent || self.sort(&mut round).await?);
+        for (room, wants) in self.rooms.in_order() {
+            if round.places(Some(&wants)) > 0 {
+                self.rooms.had_its_turn(&wants);
+                self.serve(room, Some(&wants), &mut round).await?;
+            }
         }
         if !urgent {
             self.serve(Room::ENTRY, None, &mut round).await?;
@@ -125,13 +126,18 @@ impl Scheduler {
         Ok(due.into_iter().chain(lanes).min().unwrap_or(SLEEP_MAX))
     }
 
-    /// The plan in force. When it is another one, all that waits is looked at anew.
+    /// The plan in force. When it is another one, or an upstream may have other mail than before,
+    /// all that waits is looked at anew.
     fn follow(&mut self) -> Arc<Plan> {
         let plan = self.plan.load_full();
-        if !self.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &plan)) {
+        let sandboxes = plan.sandboxes();
+        let same = |(current, then): &(Arc<Plan>, Vec<bool>)| {
+            Arc::ptr_eq(current, &plan) && *then == sandboxes
+        };
+        if !self.current.as_ref().is_some_and(same) {
             self.rooms.clear();
             self.spool.regroup();
-            self.current = Some(Arc::clone(&plan));
+            self.current = Some((Arc::clone(&plan), sandboxes));
         }
         plan
     }
@@ -188,7 +194,7 @@ impl Scheduler {
         let (room, due) = match decision {
             Decision::Wait(wants) if !over => match self.rooms.of(&wants) {
                 // The oldest goes first when its time comes.
-                Some(room) => (room, claim.message.received),
+                Some(room) => (room, claim.message.waits_since()),
                 None => (Room::ENTRY, round.wall.after(SLEEP_MAX)),
             },
             Decision::Later(due) if !over => (Room::ENTRY, due),
@@ -197,6 +203,10 @@ impl Scheduler {
                 let end = if held { Settlement::Held } else { attempt::over(&claim.message) };
                 let spool = Arc::clone(&self.spool);
                 round.attempts.spawn(async move { attempt::settle(&*spool, &claim, end).await });
+                // However many end at once: each is in memory until it is written down.
+                while round.attempts.len() > round.plan.settings.max_active.saturating_add(LOOK) {
+                    round.attempts.join_next().await;
+                }
                 return true;
             }
         };
@@ -220,14 +230,18 @@ impl Scheduler {
     }
 
     /// Gives up on what has waited in a room for longer than a message may wait. The oldest of a
-    /// room comes first: when it is young enough, all are.
-    async fn expire(&mut self, round: &mut Round<'_>, now: Instant) -> Result<(), SpoolError> {
+    /// room comes first: when it is young enough, all are. Returns whether all was looked at.
+    async fn expire(&mut self, round: &mut Round<'_>, now: Instant) -> Result<bool, SpoolError> {
         let recently = |at: Instant| now.saturating_duration_since(at) < EXPIRE_EVERY;
         if self.expired.is_some_and(recently) {
-            return Ok(());
+            return Ok(true);
+        }
+        // While nothing is offered nobody looks at the entry, and mail would grow old there.
+        if round.places(None) == 0 && !self.sort(round).await? {
+            return Ok(false);
         }
         self.expired = Some(now);
-        for (room, wants) in self.rooms.in_order(0) {
+        for (room, wants) in self.rooms.in_order() {
             let mut more = true;
             while more {
                 more = false;
@@ -237,7 +251,7 @@ impl Scheduler {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Says so when the mail of a route goes another way than before.
