@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use postgate::delivery::lane::Intervention;
-use postgate::mail::QueueState;
+use postgate::mail::{QueueState, RecipientStatus};
 use postgate::policy::routing::Unconfirmed;
-use postgate::spool::Action;
+use postgate::spool::{Action, Entry};
 
 use crate::oracle::{self, Tally};
 use crate::upstreams::Weather;
-use crate::world::{Choices, HOUR, Process, SECOND, World};
+use crate::world::{Choices, DEAD, HOUR, MINUTE, Process, SECOND, World};
 
 /// Lets a history happen, and judges it.
 pub(crate) async fn play(seed: u64) -> Tally {
@@ -18,12 +18,14 @@ pub(crate) async fn play(seed: u64) -> Tally {
         unconfirmed: if rng.u8(..4) == 0 { Unconfirmed::Hold } else { Unconfirmed::Retry },
         rate: rng.bool().then(|| f64::from(rng.u8(1..20))),
         max_active: rng.usize(1..12),
+        max_age: if rng.u8(..4) == 0 { MINUTE * rng.u32(20..200) } else { HOUR * 24 * 30 },
+        priorities: rng.u8(..3) == 0,
     };
     let world = World::new(seed, choices);
     let mut tally = Tally::default();
     let mut names = Vec::new();
     let mut process = world.start();
-    for step in 0..rng.usize(10..60) {
+    for step in 0..rng.usize(8..44) {
         match rng.u8(..100) {
             0..45 => names.extend(mail(&world, &mut rng, step).await),
             45..65 => change(&world, &mut rng, &process),
@@ -45,7 +47,7 @@ pub(crate) async fn play(seed: u64) -> Tally {
         }
         pass(&mut rng, 20_000).await;
     }
-    recover(&world, &process).await;
+    recover(&world, &process, &mut tally).await;
     world.stop(process).await;
     oracle::judge(seed, &world, &names, &mut tally).await;
     tally
@@ -66,10 +68,11 @@ async fn mail(world: &World, rng: &mut fastrand::Rng, step: usize) -> Vec<String
                     1 => "not-ses",
                     _ => "user",
                 };
-                format!("{word}-{step}-{n}-{r}@example.com")
+                let domain = if rng.u8(..12) == 0 { DEAD } else { "example.com" };
+                format!("{word}-{step}-{n}-{r}@{domain}")
             })
             .collect();
-        world.submit(&recipients).await;
+        world.submit(rng.u8(..), &recipients).await;
         names.extend(recipients);
     }
     names
@@ -80,7 +83,11 @@ fn change(world: &World, rng: &mut fastrand::Rng, process: &Process) {
     let weather = [Fair, Fair, Down, Down, Flaky, Locked, Throttling, Wanting];
     let Some(weather) = rng.choice(weather) else { return };
     let upstream = if rng.u8(..3) == 0 { &world.ses } else { &world.core };
-    upstream.becomes(weather);
+    if rng.u8(..8) == 0 {
+        upstream.learns_a_secret();
+    } else {
+        upstream.becomes(weather);
+    }
     World::nudge(process);
 }
 
@@ -102,16 +109,27 @@ async fn operate(world: &World, rng: &mut fastrand::Rng, process: &Process, tall
         return;
     }
     let queue = world.queue().await;
+    if rng.bool() {
+        let unknown = |e: &&Entry| e.message.status.iter().any(|s| s.unconfirmed().is_some());
+        let unknown: Vec<_> = queue.iter().filter(unknown).collect();
+        let Some(entry) = rng.choice(unknown) else { return };
+        // What an operator says of the unknown may be wrong.
+        if rng.bool() {
+            tally.confirmed += usize::from(world.say(entry, Action::Confirm).await);
+        } else {
+            tally.resent += usize::from(world.say(entry, Action::Resend).await);
+        }
+        return;
+    }
     let Some(entry) = rng.choice(&queue) else { return };
-    // Neither resend nor confirm: what an operator says of the unknown may be wrong.
     let actions = [Action::Retry, Action::Hold, Action::Release, Action::Requeue];
     let Some(action) = rng.choice(actions) else { return };
     world.act(entry.message.id, action).await;
 }
 
 /// All is well again, and there is time.
-async fn recover(world: &World, process: &Process) {
-    for upstream in [&world.core, &world.ses] {
+async fn recover(world: &World, process: &Process, tally: &mut Tally) {
+    for upstream in [&world.core, &world.ses, &world.dead] {
         upstream.becomes(Weather::Fair);
     }
     for name in ["core", "ses"] {
@@ -127,6 +145,15 @@ async fn recover(world: &World, process: &Process) {
     }
     // Fair weather loses an answer now and then, and the pauses grow to an hour.
     for _ in 0..72 {
+        let queue = world.queue().await;
+        let old = |e: &&Entry| {
+            let expired = |s: &RecipientStatus| matches!(s, RecipientStatus::Expired { .. });
+            e.state == QueueState::Dead && e.message.status.iter().any(expired)
+        };
+        for entry in queue.iter().filter(old) {
+            tally.expired += 1;
+            world.act(entry.message.id, Action::Requeue).await;
+        }
         let waits = |s: QueueState| !matches!(s, QueueState::Dead | QueueState::Held);
         if !world.queue().await.iter().any(|entry| waits(entry.state)) {
             break;

@@ -16,6 +16,7 @@
     reason = "a test stops at the first thing that is not as it should be, and counts are small"
 )]
 
+mod cases;
 mod history;
 mod oracle;
 mod upstreams;

@@ -44,6 +44,8 @@ pub(crate) struct Book {
     pub(crate) attempts: Vec<(Duration, usize)>,
     /// When a process started: what it hands over it has not learned from the one before.
     pub(crate) starts: Vec<Duration>,
+    /// Logins refused, by the version of the secret.
+    pub(crate) logins: HashMap<u64, usize>,
     pub(crate) most_running: usize,
     pub(crate) most_recipients: usize,
     pub(crate) weathers: Vec<Weather>,
@@ -94,8 +96,18 @@ impl Simulated {
         *self.weather.lock().unwrap() = weather;
         self.book.lock().unwrap().weathers.push(weather);
         if weather == Weather::Fair {
-            self.secret.fetch_add(1, Ordering::SeqCst);
+            self.learns_a_secret();
         }
+    }
+
+    /// How long it has been there.
+    pub(crate) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Other credentials come; they may be no better.
+    pub(crate) fn learns_a_secret(&self) {
+        self.secret.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn meets_a_new_process(&self) {
@@ -129,7 +141,11 @@ impl Simulated {
                 self.pass(60_000).await;
                 Err(deferred(Stage::Greeting, Blame::Upstream, Remedy::Time))
             }
-            Weather::Locked => Err(deferred(Stage::Auth, Blame::Upstream, Remedy::Secret)),
+            Weather::Locked => {
+                let version = self.secret.load(Ordering::SeqCst);
+                *self.book.lock().unwrap().logins.entry(version).or_default() += 1;
+                Err(deferred(Stage::Auth, Blame::Upstream, Remedy::Secret))
+            }
             Weather::Throttling if self.chance(70) => {
                 Err(deferred(Stage::Response, Blame::Upstream, Remedy::Slower))
             }

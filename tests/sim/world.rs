@@ -1,5 +1,6 @@
 //! The parts around the upstreams: clock, spool, plan, and the process that lives and dies.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use postgate::mail::{
     Body, BodyKind, Client, Envelope, ForwardPath, Mailbox, Message, QueueId, QueueState,
     ReversePath,
 };
-use postgate::policy::routing::{Match, Route, Unconfirmed};
+use postgate::policy::networks::Networks;
+use postgate::policy::routing::{Class, Match, Pattern, Priority, Route, Unconfirmed};
 use postgate::policy::{Backoff, breaker};
 use postgate::spool::{
     Action, Claim, Draft, Entry, MemorySpool, Room, Settlement, Spool, SpoolError, Stats,
@@ -22,20 +24,27 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::upstreams::Simulated;
+use crate::upstreams::{Simulated, Weather};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_mins(1);
 pub(crate) const HOUR: Duration = Duration::from_hours(1);
 
-/// How long a message may wait: longer than any history is foul.
-pub(crate) const MAX_AGE: Duration = Duration::from_hours(24 * 30);
+/// The domain whose route is dead.
+pub(crate) const DEAD: &str = "dead.example.com";
 
 /// Attempts at once, for each upstream.
 pub(crate) const CAPACITY: usize = 4;
 
 /// A clock that follows tokio's, which stands still until nobody has anything to do.
 pub(crate) struct VirtualClock(tokio::time::Instant, Mutex<fastrand::Rng>);
+
+impl VirtualClock {
+    pub(crate) fn new(seed: u64) -> Self {
+        let rng = Mutex::new(fastrand::Rng::with_seed(seed));
+        Self(tokio::time::Instant::now(), rng)
+    }
+}
 
 impl Clock for VirtualClock {
     fn now(&self) -> Instant {
@@ -57,6 +66,18 @@ pub(crate) struct Choices {
     /// The fallback's limit, recipients a second.
     pub(crate) rate: Option<f64>,
     pub(crate) max_active: usize,
+    /// How long a message may wait: longer than any history is foul, or not.
+    pub(crate) max_age: Duration,
+    /// Whether some clients' mail goes first, and others' last.
+    pub(crate) priorities: bool,
+}
+
+/// What the operator said of mail that may have arrived; true or not.
+#[derive(Default)]
+pub(crate) struct Said {
+    pub(crate) arrived: HashSet<String>,
+    /// Not arrived: how often.
+    pub(crate) resent: HashMap<String, usize>,
 }
 
 pub(crate) struct World {
@@ -64,7 +85,10 @@ pub(crate) struct World {
     pub(crate) clock: Arc<VirtualClock>,
     pub(crate) core: Arc<Simulated>,
     pub(crate) ses: Arc<Simulated>,
+    /// Nobody answers there as long as the history lasts.
+    pub(crate) dead: Arc<Simulated>,
     pub(crate) choices: Choices,
+    pub(crate) said: Mutex<Said>,
     seed: u64,
 }
 
@@ -78,12 +102,13 @@ pub(crate) struct Process {
 
 impl World {
     pub(crate) fn new(seed: u64, choices: Choices) -> Self {
-        let rng = Mutex::new(fastrand::Rng::with_seed(seed ^ 1));
-        let clock = Arc::new(VirtualClock(tokio::time::Instant::now(), rng));
+        let clock = Arc::new(VirtualClock::new(seed ^ 1));
         let spool = Mutex::new(MemorySpool::new(Arc::clone(&clock) as _));
         let core = Simulated::new("core", usize::MAX, None, seed ^ 2);
         let ses = Simulated::new("ses", 3, choices.rate, seed ^ 3);
-        Self { spool, clock, core, ses, choices, seed }
+        let dead = Simulated::new("dead", usize::MAX, None, seed ^ 5);
+        dead.becomes(Weather::Down);
+        Self { spool, clock, core, ses, dead, choices, said: Mutex::default(), seed }
     }
 
     pub(crate) fn spool(&self) -> MemorySpool {
@@ -94,26 +119,38 @@ impl World {
     fn plan(&self) -> Plan {
         let backoff = Backoff::try_new(MINUTE, 2.0, HOUR, 0.2).unwrap();
         let max_active = self.choices.max_active;
-        let settings = Settings { max_active, backoff, max_age: MAX_AGE };
+        let settings = Settings { max_active, backoff, max_age: self.choices.max_age };
         let lane = |upstream: &Arc<Simulated>| {
             let breaker = breaker::Settings::default();
             let limits = Limits { capacity: CAPACITY, rate: None, breaker, rules: None };
             let upstream = Arc::clone(upstream) as Arc<dyn Upstream>;
             Arc::new(Lane::new(upstream, limits, Box::new(|| {}), self.clock.wall()))
         };
-        let route = Route {
-            name: "default".into(),
-            when: Match::default(),
-            upstreams: vec!["core".into(), "ses".into()],
-            unconfirmed: self.choices.unconfirmed,
-            classes: Vec::new(),
+        let class = |priority, network: &str| {
+            let clients = Networks::parse(&[network]).unwrap();
+            Class { priority, clients, header: None }
         };
-        Plan::new(settings, vec![route], vec![lane(&self.core), lane(&self.ses)]).unwrap()
+        let urgent = class(Priority::High, "10.0.0.0/28");
+        let classes = vec![urgent, class(Priority::Low, "10.0.0.240/28")];
+        let route = |name: &str, recipient, upstreams: &[&str]| Route {
+            name: name.into(),
+            when: Match { recipient, ..Match::default() },
+            upstreams: upstreams.iter().map(ToString::to_string).collect(),
+            unconfirmed: self.choices.unconfirmed,
+            classes: if self.choices.priorities { classes.clone() } else { Vec::new() },
+        };
+        let dead = vec![Pattern::Domain(DEAD.into())];
+        let routes =
+            vec![route("dead", dead, &["dead"]), route("default", vec![], &["core", "ses"])];
+        let lanes = vec![lane(&self.core), lane(&self.ses), lane(&self.dead)];
+        Plan::new(settings, routes, lanes).unwrap()
     }
 
     /// Starts a process on what the last one left.
     pub(crate) fn start(&self) -> Process {
-        self.ses.meets_a_new_process();
+        for upstream in [&self.core, &self.ses, &self.dead] {
+            upstream.meets_a_new_process();
+        }
         let plan = Arc::new(ArcSwap::from_pointee(self.plan()));
         let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
         let rng = Mutex::new(fastrand::Rng::with_seed(self.seed ^ 4));
@@ -141,6 +178,7 @@ impl World {
                 let name = [recipient.path.to_string()];
                 match status.unconfirmed() {
                     Some("core") => self.core.excuse(&name),
+                    Some("dead") => self.dead.excuse(&name),
                     Some(_) => self.ses.excuse(&name),
                     None => {}
                 }
@@ -172,7 +210,7 @@ impl World {
     }
 
     /// A message for these recipients, whose names are used once only.
-    pub(crate) async fn submit(&self, recipients: &[String]) -> QueueId {
+    pub(crate) async fn submit(&self, client: u8, recipients: &[String]) -> QueueId {
         let mailbox = |text: &str| Mailbox::parse(text.as_bytes()).unwrap();
         let spool = self.spool();
         let mut draft = spool.draft().await.unwrap();
@@ -186,7 +224,7 @@ impl World {
             ret: None,
             envid: None,
         };
-        let address = "10.0.1.12".parse().unwrap();
+        let address = [10, 0, 0, client].into();
         let client = Client { address, helo: "app-7".into(), listener: "backends".into() };
         draft.commit(Message::new(id, self.clock.wall(), client, envelope)).await.unwrap();
         id
@@ -197,9 +235,27 @@ impl World {
         self.spool().list(None, usize::MAX).await.unwrap()
     }
 
-    /// What an operator says; it may come too late or not fit.
-    pub(crate) async fn act(&self, id: QueueId, action: Action) {
-        let _ = self.spool().act(id, action, self.clock.wall()).await;
+    /// What an operator says; it may come too late or not fit. Returns whether it did.
+    pub(crate) async fn act(&self, id: QueueId, action: Action) -> bool {
+        self.spool().act(id, action, self.clock.wall()).await.is_ok()
+    }
+
+    /// What an operator says of what is unconfirmed.
+    pub(crate) async fn say(&self, entry: &Entry, action: Action) -> bool {
+        let unconfirmed = entry.message.recipients().filter(|(_, s)| s.unconfirmed().is_some());
+        let names: Vec<_> = unconfirmed.map(|(r, _)| r.path.to_string()).collect();
+        if !self.act(entry.message.id, action).await {
+            return false;
+        }
+        let mut said = self.said.lock().unwrap();
+        for name in names {
+            if action == Action::Confirm {
+                said.arrived.insert(name);
+            } else {
+                *said.resent.entry(name).or_default() += 1;
+            }
+        }
+        true
     }
 }
 
