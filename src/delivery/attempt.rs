@@ -23,6 +23,10 @@ const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 /// again is for its breaker to say, and where there is little mail it must soon hear enough failures.
 const ROUTE_AGAIN: Duration = Duration::from_secs(5);
 
+/// This many attempts in a row may come to nothing by the upstreams' fault; a message with more pauses
+/// like one that is put off for its own sake.
+const SUSPECT: u32 = 4;
+
 /// What an attempt works with.
 pub(super) struct Attempt {
     pub(super) spool: Arc<dyn Spool>,
@@ -151,7 +155,16 @@ fn pause(
     if theirs.clone().any(|f| !routes_fault(f)) || theirs.count() == 0 {
         return settings.backoff.delay(message.deferrals, chance);
     }
-    if well { settings.backoff.delay(1, chance).min(ROUTE_AGAIN) } else { Duration::ZERO }
+    let again =
+        if well { settings.backoff.delay(1, chance).min(ROUTE_AGAIN) } else { Duration::ZERO };
+    // It may be the message that upstreams choke on: if it were the first to be tried each time, the
+    // breaker would close for nobody.
+    let vain = message.history.iter().rev().take_while(|attempt| attempt.sent == 0).count();
+    match u32::try_from(vain) {
+        // From the third pause on: the breaker's own have grown by now, and this is to outlast them.
+        Ok(vain) if vain > SUSPECT => again.max(settings.backoff.delay(vain - SUSPECT + 2, chance)),
+        _ => again,
+    }
 }
 
 /// Lets the recipients that were tried rest, when others of the message have not been.
@@ -301,12 +314,23 @@ mod tests {
     #[test]
     fn a_fault_of_the_route_is_over_soon_and_does_not_lengthen_the_pauses() {
         let mut m = message(1);
-        for n in 0..4 {
+        for n in 0..SUSPECT {
             let settled = attempt(&mut m, &[0], vec![down()], MINUTE * n);
             assert_eq!(settled, Settlement::Deferred(at(MINUTE * n + ROUTE_AGAIN)));
         }
         let settled = attempt(&mut m, &[0], vec![deferred()], MINUTE * 5);
         assert_eq!(settled, Settlement::Deferred(at(MINUTE * 6)), "the first pause, not the fifth");
+    }
+
+    #[test]
+    fn a_message_whose_attempts_all_fail_by_the_upstreams_fault_pauses_for_longer_and_longer() {
+        let mut m = message(1);
+        let seconds = [5, 5, 5, 5, 4 * 60, 8 * 60, 16 * 60, 32 * 60, 3600, 3600];
+        for (n, pause) in seconds.into_iter().enumerate() {
+            let settled = attempt(&mut m, &[0], vec![down()], MINUTE);
+            let due = at(MINUTE + Duration::from_secs(pause));
+            assert_eq!(settled, Settlement::Deferred(due), "{n}");
+        }
     }
 
     #[test]

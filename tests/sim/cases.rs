@@ -56,6 +56,7 @@ impl Told {
         match recipient.split('-').next() {
             Some("greylisted") if before <= 1 => failed(Blame::Recipient),
             Some("full") => failed(Blame::Recipient),
+            Some("choke") => failed(Blame::Upstream),
             _ => RecipientOutcome::Sent {
                 reply: Reply::new(250, EnhancedStatus::new(2, 0, 0), "Ok"),
             },
@@ -390,4 +391,19 @@ async fn a_dead_route_delays_nobody_elses_mail() {
         assert!(waited < Duration::from_millis(100), "{name} waited {waited:?}");
     }
     assert!(bench.asked("core").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_an_upstream_chokes_on_does_not_take_the_route_from_others() {
+    let bench = Bench::new(Setup::of(apart())).start();
+    bench.submit(&["choke-1@x"]).await;
+    pass(MINUTE * 2).await;
+    for n in 0..1_800 {
+        bench.submit(&[&format!("user-{n}@x")]).await;
+        pass(SECOND).await;
+    }
+    let asked = bench.asked("core");
+    let sent = asked.iter().filter(|r| r.starts_with("user")).count();
+    let choked = asked.len() - sent;
+    assert!(sent > 1_700 && choked < 40, "{sent} were sent, and {choked} attempts choked");
 }
