@@ -43,6 +43,8 @@ pub struct Scheduler {
     plan: Arc<ArcSwap<Plan>>,
     wake: Arc<Notify>,
     rooms: Rooms,
+    /// Whether new mail went before what waits in rooms, the last time there was a place.
+    entry_first: bool,
     /// The plan the rooms are of, and which of its lanes were in a sandbox.
     current: Option<(Arc<Plan>, Vec<bool>)>,
     /// Where mail of each route goes first now.
@@ -64,7 +66,8 @@ impl Scheduler {
     ) -> Self {
         let (rooms, heads) = (Rooms::default(), HashMap::new());
         let (current, expired) = (None, None);
-        Self { spool, lease, clock, plan, wake, rooms, current, heads, expired }
+        let entry_first = false;
+        Self { spool, lease, clock, plan, wake, rooms, entry_first, current, heads, expired }
     }
 
     /// Runs until `shutdown`, then lets the attempts under way finish for as long as `drain`.
@@ -106,6 +109,14 @@ impl Scheduler {
         let urgent = plan.has_priorities();
         let sorted = self.expire(&mut round, now).await?;
         let sorted = sorted && (!urgent || self.sort(&mut round).await?);
+        // In turns with the rooms: neither does new mail wait for all that an outage left, nor that
+        // for all new mail.
+        if !urgent && round.places(None) > 0 {
+            self.entry_first = !self.entry_first;
+            if self.entry_first {
+                self.serve(Room::ENTRY, None, &mut round).await?;
+            }
+        }
         for (room, wants) in self.rooms.in_order() {
             if round.places(Some(&wants)) > 0 {
                 self.rooms.had_its_turn(&wants);

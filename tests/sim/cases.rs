@@ -407,3 +407,24 @@ async fn a_message_that_an_upstream_chokes_on_does_not_take_the_route_from_other
     let choked = asked.len() - sent;
     assert!(sent > 1_700 && choked < 40, "{sent} were sent, and {choked} attempts choked");
 }
+
+#[tokio::test(start_paused = true)]
+async fn new_mail_does_not_wait_for_all_that_an_outage_left() {
+    let bench = Bench::new(Setup { capacity: 1, ..Setup::of(failover()) }).start();
+    bench.pause("core");
+    bench.pause("ses");
+    for n in 0..100 {
+        bench.submit(&[&format!("old{n}@x")]).await;
+    }
+    // A minute later all of them are in their room.
+    pass(MINUTE * 2).await;
+    bench.intervene("core", Intervention::Resume);
+    pass(SECOND * 5).await;
+    for n in 0..10 {
+        bench.submit(&[&format!("new{n}@x")]).await;
+    }
+    pass(SECOND * 25).await;
+    let of = |word: &str| bench.asked("core").iter().filter(|r| r.starts_with(word)).count();
+    assert_eq!(of("new"), 10, "{:?}", bench.asked("core"));
+    assert!(of("old") >= 14, "{:?}", bench.asked("core"));
+}
