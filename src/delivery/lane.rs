@@ -174,7 +174,7 @@ impl Lane {
         let changed = health.observe(standing.wanting.as_deref(), now, wall);
         let room = most.min(self.limits.capacity.max(1).saturating_sub(health.running));
         let beyond = match health.breaker.state(now) {
-            State::Closed if health.breaker.ramp(now).is_none() => Beyond::Busy,
+            State::Closed if health.ramp(self.limits.capacity, now).is_none() => Beyond::Busy,
             _ => Beyond::Down,
         };
         let (slots, beyond) = if standing.wanting.is_some() {
@@ -292,7 +292,7 @@ impl Lane {
                 State::Open { until } => Some(left(until)),
                 _ => None,
             },
-            ramp: health.breaker.ramp(now),
+            ramp: health.ramp(self.limits.capacity, now),
             pin: health.breaker.pin(now).map(|pin| (pin.reason.clone(), pin.until.map(left))),
             running: health.running,
             rate: slower(self.limits.rate, standing.rate),
@@ -319,6 +319,12 @@ impl Lane {
 }
 
 impl Health {
+    /// How many attempts at once it gets on its way back, while that is less than its capacity:
+    /// from there on it is as busy as ever, and that is no reason to ask another one.
+    fn ramp(&self, capacity: usize, now: Instant) -> Option<usize> {
+        self.breaker.ramp(now).filter(|limit| *limit < capacity.max(1))
+    }
+
     /// Notes how it is; the condition when that is another one than before.
     fn observe(
         &mut self,
@@ -547,6 +553,23 @@ mod tests {
         assert!(world.lane.view(world.now, WALL).condition.reason.unwrap().contains("drill"));
         world.lane.intervene(Intervention::Reset, world.now, WALL);
         assert_eq!(world.word(), "closed");
+    }
+
+    #[test]
+    fn on_the_way_back_a_fallback_is_asked_only_as_long_as_that_is_what_limits() {
+        let mut world = world(None);
+        world.attempt(vec![failed(Blame::Upstream, Remedy::Time)]);
+        world.now += Duration::from_secs(30);
+        world.attempt(vec![sent()]);
+        for (limit, beyond) in [(1, Beyond::Down), (2, Beyond::Down), (4, Beyond::Busy)] {
+            let offer = world.lane.offer(9, world.now, WALL);
+            assert_eq!((offer.slots, offer.beyond), (limit, beyond));
+            world.lane.withdraw(offer.slots);
+            let view = world.lane.view(world.now, WALL);
+            assert_eq!(view.ramp, Some(limit).filter(|_| beyond == Beyond::Down));
+            world.now += Duration::from_secs(5);
+            world.attempt(vec![sent()]);
+        }
     }
 
     #[test]
