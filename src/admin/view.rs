@@ -210,7 +210,8 @@ impl May {
 pub enum Selection {
     /// Those in this state.
     State(QueueState),
-    /// Those that an upstream may have for some recipient, in whichever state.
+    /// Those that an upstream may have for some recipient, in whichever state but active: then its
+    /// answer is still awaited.
     Unconfirmed,
 }
 
@@ -238,7 +239,7 @@ impl Selection {
             Self::State(state) => entry.state == state,
             Self::Unconfirmed => {
                 let unconfirmed = |s: &_| matches!(s, RecipientStatus::Unconfirmed { .. });
-                entry.message.status.iter().any(unconfirmed)
+                entry.state != QueueState::Active && entry.message.status.iter().any(unconfirmed)
             }
         }
     }

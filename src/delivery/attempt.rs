@@ -113,7 +113,7 @@ impl Leaving for Departure<'_> {
     }
 }
 
-/// What is on the disk of an attempt that never came back.
+/// What is on the disk of an attempt that has not come back, or never will.
 fn interrupted() -> Failure {
     Failure {
         stage: Stage::EndOfData,
@@ -122,7 +122,7 @@ fn interrupted() -> Failure {
         remedy: Remedy::Time,
         reply: None,
         status: EnhancedStatus::new(4, 4, 2),
-        detail: "Postgate stopped during the attempt".into(),
+        detail: "the message has left, and no answer is known".into(),
     }
 }
 
