@@ -149,6 +149,7 @@ pub(super) fn json_recipient(recipient: &Recipient, status: &RecipientStatus) ->
     object.insert("status".into(), json!(status.word()));
     if let Some(failure) = status.failure() {
         object.insert("delay_reason".into(), json!(failure.to_string()));
+        object.insert("dsn".into(), json!(failure.status.to_string()));
     }
     if let RecipientStatus::Unconfirmed { upstream, .. } = status {
         object.insert("upstream".into(), json!(upstream));
