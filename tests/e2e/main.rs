@@ -18,6 +18,9 @@
 
 #[path = "../support/conversation.rs"]
 mod conversation;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../support/ses.rs"]
+mod ses;
 mod support;
 
 mod admission;
@@ -27,6 +30,8 @@ mod clients;
 mod conversations;
 mod crash;
 mod exact;
+mod failover;
+mod fallback;
 mod full_disk;
 mod lifecycle;
 mod metrics;
@@ -35,4 +40,6 @@ mod parts;
 mod places;
 mod smarthost;
 mod spool_tools;
+mod steer;
 mod tls;
+mod unconfirmed;

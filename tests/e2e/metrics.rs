@@ -1,38 +1,20 @@
 //! What Prometheus and probes see.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt;
 
 use crate::support::client::Client;
 use crate::support::gate::{Gate, Settings};
+use crate::support::http::{get, value};
 use crate::support::mail::message;
 use crate::support::sink::Sink;
 use crate::support::{PATIENCE, eventually, free_port, local};
-
-fn get(address: SocketAddr, path: &str) -> String {
-    // The socket for mail is there before the spool is open, this one after.
-    let mut stream =
-        eventually(PATIENCE, "the door for probes", || TcpStream::connect(address).ok());
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: gate\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-/// The value of a metric with its labels.
-fn value(page: &str, metric: &str) -> Option<f64> {
-    let line = page.lines().find_map(|line| line.strip_prefix(metric));
-    line.map(|rest| rest.trim().parse().unwrap())
-}
 
 #[test]
 fn counters_stand_at_zero_from_the_start_and_follow_the_mail() {
     let sink = Sink::start();
     let address = local(free_port());
-    let more = format!("[metrics]\nlisten = \"{address}\"").leak();
+    let more = &format!("[metrics]\nlisten = \"{address}\"");
     let gate = Gate::start(&Settings { more, ..Settings::plain(sink.address) });
     let received = "postgate_messages_received_total{listener=\"test\"}";
     let sent = "postgate_delivery_attempts_total\
@@ -63,7 +45,7 @@ fn counters_stand_at_zero_from_the_start_and_follow_the_mail() {
 fn damage_in_the_spool_is_counted() {
     let sink = Sink::down();
     let address = local(free_port());
-    let more = format!("[metrics]\nlisten = \"{address}\"").leak();
+    let more = &format!("[metrics]\nlisten = \"{address}\"");
     let mut gate = Gate::start(&Settings { more, ..Settings::plain(sink.address) });
     for n in 0..3 {
         let text = message(&format!("kept-{n}"));

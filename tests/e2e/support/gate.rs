@@ -34,11 +34,15 @@ pub struct Settings<'a> {
     /// More lines of `[spool]`.
     pub spool: &'a str,
     /// Lines of `[retry]`.
-    pub retry: &'static str,
+    pub retry: &'a str,
+    /// Lines of `[[route]]`.
+    pub route: &'a str,
+    /// Lines of `[delivery]`.
+    pub delivery: &'a str,
     /// Lines of `[breaker]`.
-    pub breaker: &'static str,
+    pub breaker: &'a str,
     /// Whole sections.
-    pub more: &'static str,
+    pub more: &'a str,
 }
 
 impl Settings<'_> {
@@ -58,6 +62,8 @@ impl Settings<'_> {
             spool_path: None,
             spool: "allow_volatile = true\nmin_free = \"1MiB\"",
             retry: "initial = \"1s\"\nmax_interval = \"1s\"\njitter = 0.0\nmax_age = \"1h\"",
+            route: "upstreams = [\"core\"]",
+            delivery: "drain_timeout = \"3s\"",
             // Never opens.
             breaker: "failures = 10000",
             more: "",
@@ -86,8 +92,8 @@ impl Settings<'_> {
     }
 
     fn toml(&self, dir: &Path, port: u16) -> String {
-        let Self { mynetworks, listen, listener, upstream, limits, retry, breaker, more, .. } =
-            self;
+        let Self { mynetworks, listen, listener, upstream, limits, retry, .. } = self;
+        let Self { route, delivery, breaker, more, .. } = self;
         format!(
             "hostname = \"gate.example.test\"
 mynetworks = {mynetworks:?}
@@ -112,10 +118,10 @@ path = {spool_path:?}
 
 [[route]]
 name = \"default\"
-upstreams = [\"core\"]
+{route}
 
 [delivery]
-drain_timeout = \"3s\"
+{delivery}
 
 [breaker]
 {breaker}
@@ -196,13 +202,17 @@ impl Gate {
     #[track_caller]
     fn run(&mut self, command: &Command) {
         let mut part = Part::spawn(command, "KILL", &self.log_file());
+        let mut wait = |what, opened: &dyn Fn() -> bool| {
+            eventually(PATIENCE, what, || {
+                assert!(part.is_running(), "postgate ended: {}", self.log());
+                opened().then_some(())
+            });
+        };
+        // Once: each connection is one in the log.
+        wait("the door for mail", &|| TcpStream::connect(self.address).is_ok());
         // The operator's door opens last.
         let door = self.dir.path().join("admin.sock");
-        eventually(PATIENCE, "both doors", || {
-            assert!(part.is_running(), "postgate ended: {}", self.log());
-            TcpStream::connect(self.address).ok()?;
-            UnixStream::connect(&door).ok()
-        });
+        wait("the operator's door", &|| UnixStream::connect(&door).is_ok());
         self.part = Some(part);
     }
 
@@ -263,9 +273,20 @@ impl Gate {
 
     /// Another run of the program with this configuration.
     pub fn cli(&self, args: &[&str]) -> Output {
+        self.cli_with(&[], args)
+    }
+
+    /// The same with more in its environment.
+    pub fn cli_with(&self, environment: &[(&str, &str)], args: &[&str]) -> Output {
         let mut command = Command::new(BINARY);
-        command.arg("-c").arg(self.config()).args(args);
+        command.arg("-c").arg(self.config()).args(args).envs(environment.iter().copied());
         run(&mut command, b"", PATIENCE)
+    }
+
+    /// What `upstream list --json` says of one.
+    pub fn upstream(&self, name: &str) -> Value {
+        let list = lines(&self.cli(&["upstream", "list", "--json"]).expect_code(0).stdout);
+        list.into_iter().find(|upstream| upstream["name"] == name).unwrap()
     }
 
     /// What `queue list --json` says.

@@ -2,10 +2,13 @@
 
 pub mod client;
 pub mod disk;
+pub mod emulator;
 pub mod gate;
+pub mod http;
 pub mod mail;
 pub mod postfix;
 pub mod process;
+pub mod scene;
 pub mod sink;
 pub mod tools;
 

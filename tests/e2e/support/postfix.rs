@@ -98,6 +98,11 @@ impl Postfix {
         self.master = None;
     }
 
+    /// As a crash would: all its processes at once.
+    pub fn kill(&mut self) {
+        self.master.take().unwrap().kill();
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("mail.log")).unwrap_or_default()
     }
