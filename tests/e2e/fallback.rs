@@ -9,7 +9,7 @@ use crate::ses::Fault;
 use crate::support::client::Client;
 use crate::support::emulator::{Emulator, Fake};
 use crate::support::mail::message;
-use crate::support::scene::{Plot, SES, Scene};
+use crate::support::scene::{BOTH, Plot, SES, Scene};
 use crate::support::{PATIENCE, eventually};
 
 const TOO_FAST: Fault =
@@ -97,6 +97,28 @@ fn ses_that_answers_5xx_is_left_alone_and_its_mail_goes_by_the_smarthost_when_th
     assert_eq!(scene.ses.state().sends, sends, "it rests");
     assert_eq!(scene.unconfirmed(), [first]);
     assert_eq!(scene.sink.arrivals(), ["waits@test"]);
+}
+
+#[test]
+fn while_the_rate_of_ses_is_scarce_what_is_urgent_goes_first() {
+    let route =
+        format!("{BOTH}\npriority = [{{ level = \"high\", header = {{ X-Priority = \"1\" }} }}]");
+    let ses = format!("{SES}\nrate = \"4/s\"");
+    let scene = Scene::set(&Plot { route: &route, ses: &ses, ..Plot::default() });
+    scene.trip("core");
+    for n in 0..12 {
+        scene.send(&format!("plain-{n}"));
+    }
+    let urgent = [b"X-Priority: 1\r\n".as_slice(), &message("urgent")].concat();
+    Client::hello(scene.gate.address).send("app@example.test", &["ana@example.test"], &urgent);
+    let waiting = 12 - scene.ses.arrivals().len();
+    assert!(waiting > 3, "only {waiting} of 12 still wait");
+    scene.gate.wait_empty(PATIENCE);
+    let arrivals = scene.ses.arrivals();
+    assert_eq!(arrivals.len(), 13);
+    let behind = arrivals.iter().rev().position(|id| id == "urgent@test").unwrap();
+    // One was perhaps on its way already.
+    assert!(behind + 2 >= waiting, "{behind} came after it, and {waiting} waited: {arrivals:?}");
 }
 
 #[test]

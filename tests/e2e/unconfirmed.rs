@@ -1,6 +1,8 @@
 //! The answer to a whole message does not come: nobody knows whether it was taken. It stays with
 //! that upstream, also over a crash, until the upstream or the operator settles it.
 
+use std::time::Duration;
+
 use crate::ses::Fault as SesFault;
 use crate::support::emulator::Emulator;
 use crate::support::scene::{Plot, Scene};
@@ -99,6 +101,40 @@ fn killed_before_ses_answered_it_does_not_hand_the_message_to_the_smarthost() {
     scene.gate.wait_empty(PATIENCE);
     assert_eq!(scene.ses.arrivals(), ["cut@test", "cut@test"], "it did arrive the first time");
     assert_eq!(scene.sink.arrivals(), ["other@test"]);
+}
+
+/// SES takes fifty at a time, each chunk settled for itself.
+#[test]
+fn stopped_between_two_chunks_it_sends_neither_again_by_the_smarthost() {
+    type Stop = fn(&mut Scene);
+    let (kill, term): (Stop, Stop) = (
+        |scene| scene.gate.kill(),
+        |scene| {
+            scene.gate.term();
+            scene.gate.ended(PATIENCE);
+        },
+    );
+    for stop in [kill, term] {
+        let mut scene = Scene::set(&Plot { ses: PATIENT, ..Plot::default() });
+        scene.trip("core");
+        let chunks = [SesFault::Slow(Duration::ZERO), SesFault::Hang { taken: true }];
+        scene.ses.state().faults.extend(chunks);
+        let to: Vec<String> = (0..100).map(|n| format!("r{n}@example.test")).collect();
+        let to: Vec<&str> = to.iter().map(String::as_str).collect();
+        let queue_id = scene.send_to("chunks", &to);
+        eventually(PATIENCE, "both", || (scene.ses.arrivals().len() == 2).then_some(()));
+        stop(&mut scene);
+        scene.gate.up();
+        scene.gate.wait_empty(PATIENCE);
+        let sent = scene.gate.events("delivery");
+        let sent = sent.iter().filter(|e| e["status"] == "sent" && e["upstream"] == "ses");
+        assert_eq!(sent.filter(|e| e["queue_id"] == queue_id.as_str()).count(), 100);
+        let chunks: Vec<_> = scene.ses.taken().into_iter().map(|taken| taken.to.unwrap()).collect();
+        assert_eq!(chunks.len(), 3, "only the one whose answer was lost came again");
+        assert_eq!((chunks[0].len(), &chunks[2]), (50, &chunks[1]));
+        assert!(chunks[0].iter().all(|to| !chunks[1].contains(to)));
+        assert!(scene.sink.arrivals().is_empty());
+    }
 }
 
 #[test]
