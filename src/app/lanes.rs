@@ -9,7 +9,6 @@ use super::build::BuildError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config, UpstreamKind};
 use crate::delivery::{self, Lane, Limits, Plan};
-use crate::policy::eligibility::Rules;
 use crate::secret::Credentials;
 use crate::secrets::Secrets;
 use crate::upstream::Upstream;
@@ -21,17 +20,31 @@ use crate::upstream::smtp::SmtpUpstream;
 /// The latest credentials of a secret.
 type Login = watch::Receiver<Option<Arc<Credentials>>>;
 
+/// What was in force before a reload.
+pub(super) struct Before<'a> {
+    pub(super) config: &'a Config,
+    pub(super) secrets: &'a Secrets,
+    pub(super) plan: &'a Plan,
+}
+
 /// Routes and lanes as the configuration says. `wake` is told when an upstream can do more than
 /// before.
 pub(super) fn plan(
     config: &Config,
     secrets: &Arc<Secrets>,
     wake: &Arc<Notify>,
+    before: Option<&Before<'_>>,
 ) -> Result<Plan, BuildError> {
     let lanes = config.upstreams.iter().map(|upstream| {
-        let (made, rules) = make(upstream, secrets, wake)?;
-        let forced = config.force_fail.as_deref() == Some(&*upstream.name);
-        let made = if forced { Arc::new(Forced::new(made)) } else { made };
+        let kept = before.and_then(|before| kept(config, upstream, secrets, before));
+        let made = match kept {
+            Some(kept) => kept,
+            None => make(config, upstream, secrets, wake)?,
+        };
+        let rules = match &upstream.kind {
+            UpstreamKind::Ses(ses) => Some(ses.rules.clone()),
+            UpstreamKind::Smtp(_) | UpstreamKind::Maildir(_) => None,
+        };
         let limits = Limits {
             capacity: upstream.max_connections,
             rate: upstream.rate,
@@ -49,36 +62,56 @@ pub(super) fn plan(
     Ok(Plan::new(settings, config.routes.clone(), lanes)?)
 }
 
-/// An upstream, and what it is known to refuse.
-fn make(
+/// The upstream of before, when nothing it is made of has changed: it keeps its connections, and
+/// what it knows of its account.
+fn kept(
+    config: &Config,
     upstream: &config::Upstream,
-    secrets: &Arc<Secrets>,
+    secrets: &Secrets,
+    before: &Before<'_>,
+) -> Option<Arc<dyn Upstream>> {
+    let old = before.config.upstream(&upstream.name)?;
+    let same = old.kind == upstream.kind
+        && !upstream.kind.reads_files()
+        && before.config.force_fail == config.force_fail
+        && match (channel(old, before.secrets), channel(upstream, secrets)) {
+            (Some(old), Some(new)) => old.same_channel(&new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+    let lane = before.plan.lane(&upstream.name).filter(|_| same)?;
+    Some(Arc::clone(&lane.upstream))
+}
+
+fn make(
+    config: &Config,
+    upstream: &config::Upstream,
+    secrets: &Secrets,
     wake: &Arc<Notify>,
-) -> Result<(Arc<dyn Upstream>, Option<Rules>), BuildError> {
+) -> Result<Arc<dyn Upstream>, BuildError> {
     let name = || upstream.name.clone();
-    Ok(match &upstream.kind {
+    let login = channel(upstream, secrets).unwrap_or_else(|| watch::channel(None).1);
+    let made: Arc<dyn Upstream> = match &upstream.kind {
         UpstreamKind::Smtp(settings) => {
-            let smarthost = SmtpUpstream::new((**settings).clone(), login(upstream, secrets));
-            let failed = |source| BuildError::Smarthost { name: name(), source };
-            (Arc::new(smarthost.map_err(failed)?), None)
+            let smarthost = SmtpUpstream::new((**settings).clone(), login);
+            Arc::new(smarthost.map_err(|source| BuildError::Smarthost { name: name(), source })?)
         }
         UpstreamKind::Ses(ses) => {
-            let (login, clock) = (login(upstream, secrets), Arc::new(SystemClock));
-            let made = SesUpstream::new(ses.settings.clone(), login, clock, Arc::clone(wake));
-            let failed = |source| BuildError::Ses { name: name(), source };
-            (Arc::new(made.map_err(failed)?), Some(ses.rules.clone()))
+            let (clock, wake) = (Arc::new(SystemClock), Arc::clone(wake));
+            let made = SesUpstream::new(ses.settings.clone(), login, clock, wake);
+            Arc::new(made.map_err(|source| BuildError::Ses { name: name(), source })?)
         }
         UpstreamKind::Maildir(maildir) => {
             let made = MaildirUpstream::new(&upstream.name, &maildir.path, Arc::new(SystemClock));
-            let failed = |source| BuildError::Maildir { name: name(), source };
-            (Arc::new(made.map_err(failed)?), None)
+            Arc::new(made.map_err(|source| BuildError::Maildir { name: name(), source })?)
         }
-    })
+    };
+    let forced = config.force_fail.as_deref() == Some(&*upstream.name);
+    Ok(if forced { Arc::new(Forced::new(made)) } else { made })
 }
 
-fn login(upstream: &config::Upstream, secrets: &Secrets) -> Login {
-    let channel = upstream.secret.as_ref().and_then(|name| secrets.channel(name));
-    channel.unwrap_or_else(|| watch::channel(None).1)
+/// The latest credentials of an upstream.
+fn channel(upstream: &config::Upstream, secrets: &Secrets) -> Option<Login> {
+    upstream.secret.as_ref().and_then(|name| secrets.channel(name))
 }
 
 /// What to do when an upstream refuses our login: the secret may have changed.

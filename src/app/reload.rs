@@ -47,7 +47,7 @@ impl Live {
         let wake = Arc::new(Notify::new());
         Ok(Self {
             policy: Arc::new(ArcSwap::from_pointee(build::policy(&config, &config)?)),
-            plan: Arc::new(ArcSwap::from_pointee(lanes::plan(&config, &secrets, &wake)?)),
+            plan: Arc::new(ArcSwap::from_pointee(lanes::plan(&config, &secrets, &wake, None)?)),
             watching: lanes::watch_secrets(&config, &secrets, &wake),
             secrets: Arc::new(ArcSwap::new(secrets)),
             wake,
@@ -64,11 +64,14 @@ impl Live {
         let (config, warnings) = config::load(&self.path, &config::environment())
             .map_err(|report| report.to_string())?;
         let policy = build::policy(&config, &self.started).map_err(|e| e.to_string())?;
-        let secrets = self.secrets.load().reload(&config.secrets).map_err(|e| e.to_string())?;
+        let (old_secrets, old_plan) = (self.secrets.load_full(), self.plan.load_full());
+        let secrets = old_secrets.reload(&config.secrets).map_err(|e| e.to_string())?;
         let secrets = Arc::new(secrets);
-        let mut plan = lanes::plan(&config, &secrets, &self.wake).map_err(|e| e.to_string())?;
+        let before = lanes::Before { config: &self.config, secrets: &old_secrets, plan: &old_plan };
+        let mut plan =
+            lanes::plan(&config, &secrets, &self.wake, Some(&before)).map_err(|e| e.to_string())?;
         // From here on nothing can fail.
-        plan.take_over(&self.plan.load());
+        plan.take_over(&old_plan);
         self.watching = lanes::watch_secrets(&config, &secrets, &self.wake);
         self.policy.store(Arc::new(policy));
         self.plan.store(Arc::new(plan));

@@ -27,7 +27,7 @@ pub struct Upstream {
 }
 
 /// What an upstream is.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum UpstreamKind {
     /// A smarthost.
     Smtp(Box<smtp::Settings>),
@@ -35,6 +35,17 @@ pub enum UpstreamKind {
     Ses(Box<Ses>),
     /// A Maildir.
     Maildir(Maildir),
+}
+
+impl UpstreamKind {
+    /// Whether it depends on a file that may have changed while this has not.
+    pub fn reads_files(&self) -> bool {
+        match self {
+            Self::Smtp(smtp) => smtp.ca_file.is_some(),
+            Self::Ses(ses) => ses.settings.ca_file.is_some(),
+            Self::Maildir(_) => false,
+        }
+    }
 }
 
 /// Amazon SES.

@@ -11,7 +11,7 @@ use crate::secret::Place;
 pub const DEFAULT_PORT: u16 = 25;
 
 /// A smarthost and how to talk to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Settings {
     /// The upstream's name in the configuration.
     pub name: String,
