@@ -17,6 +17,7 @@ use super::capabilities::Capabilities;
 use super::dialogue::{Dialogue, Wire};
 use super::error::{Cause, Problem};
 use super::relay;
+use super::reply::BadReply;
 use super::settings::{Mechanism, Settings, SettingsError, Target, TlsMode};
 use super::tls::Tls;
 use crate::mail::{Reply, Stage};
@@ -292,25 +293,58 @@ async fn auth<S: Wire>(
         let text = sasl.encode(kind, prompt).unwrap_or_default();
         Zeroizing::new(text)
     };
+    let secret = match mechanism {
+        Mechanism::Plain => encode(AUTH_PLAIN, ""),
+        Mechanism::Login => encode(AUTH_LOGIN, PASSWORD_PROMPT),
+    };
     let mut answers = match mechanism {
-        Mechanism::Plain => {
-            vec![Zeroizing::new(format!("AUTH PLAIN {}\r\n", *encode(AUTH_PLAIN, "")))]
-        }
+        Mechanism::Plain => vec![Zeroizing::new(format!("AUTH PLAIN {}\r\n", *secret))],
         Mechanism::Login => vec![
-            Zeroizing::new(format!("{}\r\n", *encode(AUTH_LOGIN, PASSWORD_PROMPT))),
+            Zeroizing::new(format!("{}\r\n", *secret)),
             Zeroizing::new(format!("{}\r\n", *encode(AUTH_LOGIN, USERNAME_PROMPT))),
             Zeroizing::new("AUTH LOGIN\r\n".to_owned()),
         ],
     };
     loop {
         let line = answers.pop().unwrap_or_else(|| Zeroizing::new("*\r\n".into()));
-        let reply = dialogue.command(&line, limit).await?;
+        let answer = dialogue.command(&line, limit).await;
+        let reply = discreet(answer, [&secret, credentials.password.expose()])?;
         match reply.code() {
             235 => return Ok(reply),
             334 if !answers.is_empty() => {}
             400..600 => return Err(Cause::Refused(reply)),
             _ => return Err(Cause::Unexpected(reply)),
         }
+    }
+}
+
+/// The answer without its text if a piece of a secret is in it: there are servers that repeat a
+/// command they don't understand, and answers are logged, stored and shown.
+fn discreet(answer: Result<Reply, Cause>, secrets: [&str; 2]) -> Result<Reply, Cause> {
+    const TEXT: &str = "[redacted: the upstream repeats what only it may know]";
+    /// Octets that are no coincidence.
+    const PIECE: usize = 8;
+    let text = match &answer {
+        Ok(reply) => reply.text(),
+        Err(cause) => cause.to_string(),
+    };
+    let repeats = |secret: &&str| {
+        let mut pieces = secret.as_bytes().windows(secret.len().clamp(1, PIECE));
+        pieces.any(|piece| memchr::memmem::find(text.as_bytes(), piece).is_some())
+    };
+    if !secrets.iter().any(repeats) {
+        return answer;
+    }
+    let reply = |reply: &Reply| match reply.status() {
+        Some(status) => Reply::new(reply.code(), status, TEXT),
+        None => Reply::bare(reply.code(), TEXT),
+    };
+    match answer {
+        Ok(told) => Ok(reply(&told)),
+        Err(Cause::Refused(told)) => Err(Cause::Refused(reply(&told))),
+        Err(Cause::BadReply(BadReply::Syntax(_))) => Err(BadReply::Syntax(TEXT.to_owned()).into()),
+        // Words of ours.
+        Err(other) => Err(other),
     }
 }
 
