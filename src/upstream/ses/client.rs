@@ -230,7 +230,7 @@ where
         return Problem::Refused {
             status: service.raw().status().as_u16(),
             code: service.err().code().map(ToOwned::to_owned),
-            message: service.err().message().unwrap_or_default().to_owned(),
+            message: first_line(service.err().message().unwrap_or_default()),
         };
     }
     if let SdkError::ResponseError(odd) = error {
@@ -251,6 +251,12 @@ where
         return Problem::Unreachable(chain_of(connecting.source().unwrap_or(connecting)));
     }
     Problem::Lost(chain_of(error))
+}
+
+/// To a signature that is wrong AWS answers in the lines below what it would have signed, and that
+/// has the session token in it.
+fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
 }
 
 fn sources<'a>(
