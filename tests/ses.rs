@@ -425,10 +425,23 @@ async fn other_credentials_are_used_by_the_next_request() {
 }
 
 #[tokio::test]
+async fn what_aws_would_have_signed_is_not_repeated() {
+    let rig = rig().await;
+    let message = "The request signature we calculated does not match.\n\n\
+                   The Canonical String for this request should have been\n\
+                   'POST\n/v2/email/outbound-emails\n\nx-amz-security-token:planted\n'";
+    rig.fake.then([Fault::Error(403, "SignatureDoesNotMatch", message)]);
+    let outcome = rig.deliver(&["a@b.example"]).await;
+    assert_eq!(failure(&outcome, 0).remedy, Remedy::Secret);
+    let shown = format!("{outcome:?}");
+    assert!(shown.contains("signature we calculated") && !shown.contains("planted"), "{shown}");
+}
+
+#[tokio::test]
 async fn without_credentials_nothing_is_asked_for() {
     let rig = rig().await;
     rig.credentials.send_replace(None);
-    assert_eq!(rig.upstream.standing().wanting.as_deref(), Some("no credentials yet"));
+    assert!(rig.upstream.standing().wanting.unwrap().starts_with("no credentials yet"));
     let outcome = rig.deliver(&["a@b.example"]).await;
     assert_eq!(summary(&outcome), "deferred upstream 4.7.0 auth");
     assert_eq!((rig.sends(), rig.leaves.times.load(Ordering::SeqCst)), (0, 0));
@@ -558,6 +571,30 @@ async fn an_international_domain_travels_in_ascii() {
     assert_eq!(words(&outcome), ["sent", "bounced"]);
     assert_eq!(rig.fake.sent()[0].to, ["a@xn--bcher-kva.example"]);
     assert_eq!(failure(&outcome, 1).status.to_string(), "5.6.7");
+}
+
+#[tokio::test]
+async fn the_secrets_sender_is_the_default_where_there_is_none_and_it_is_allowed() {
+    let allowed = vec![Pattern::Domain("ok.example".into())];
+    let rig = rig_with(|s| s.sender = SenderPolicy { allowed, default: None }).await;
+    let says = |from: Option<&str>| {
+        let mut credentials = (*key("AKIDONE", 1)).clone();
+        credentials.place.from = from.map(ToOwned::to_owned);
+        rig.credentials.send_replace(Some(Arc::new(credentials)));
+        rig.upstream.standing().rewrites_sender
+    };
+    for bad in [None, Some("a@other.example"), Some("nobody")] {
+        assert!(!says(bad), "{bad:?}");
+    }
+    assert!(says(Some("mail@ok.example")));
+    assert_eq!(summary(&rig.deliver(&["b@b.example"]).await), "sent");
+    let raw = String::from_utf8(rig.fake.sent()[0].raw.clone()).unwrap();
+    assert!(raw.contains("<mail@ok.example>") || raw.contains("From: mail@ok.example"), "{raw}");
+    rig.credentials.send_replace(None);
+    assert!(rig.upstream.standing().rewrites_sender, "a secret to come may name one");
+
+    let all = rig_with(|s| s.sender = SenderPolicy::default()).await;
+    assert!(!all.upstream.standing().rewrites_sender);
 }
 
 #[tokio::test]

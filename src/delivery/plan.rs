@@ -8,7 +8,7 @@ use super::lane::{Beyond, Lane, Offer};
 use super::rooms::Wants;
 use crate::clock::Timestamp;
 use crate::mail::{Blame, Failure, Handoff, Message, RecipientStatus, Remedy, Stage};
-use crate::policy::eligibility::{self, Ineligible};
+use crate::policy::eligibility::{self, Ineligible, Today};
 use crate::policy::routing::{self, Priority, Route, Unconfirmed};
 
 /// The longest time until a message is looked at again of which some recipients rest and the others
@@ -207,9 +207,11 @@ impl Plan {
         // An authoritative upstream says itself whom it knows: its sandbox is no reason to ask
         // another one.
         let first = self.ways.get(route).and_then(|lanes| lanes.first()) == Some(&lane);
-        let sandbox = !first && there.upstream.standing().sandbox;
+        let standing = there.upstream.standing();
+        let sandbox = !first && standing.sandbox;
+        let today = Today { sandbox, rewrites_sender: standing.rewrites_sender };
         let judged = match &there.limits.rules {
-            Some(rules) => eligibility::judge(rules, message, place, sandbox),
+            Some(rules) => eligibility::judge(rules, message, place, today),
             None => Ok(()),
         };
         judged.map_or_else(Fitness::Ineligible, |()| Fitness::Eligible)

@@ -146,21 +146,30 @@ impl Ineligible {
     }
 }
 
-/// Whether the upstream would take the message for the recipient at `place`. In the `sandbox` it
-/// sends to verified identities only; which they are is told by [`Rules::senders`].
+/// What an upstream is today, whatever its configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Today {
+    /// It sends to verified identities only; which they are is told by [`Rules::senders`].
+    pub sandbox: bool,
+    /// It puts another sender in place of one that is not allowed, as with
+    /// [`Rules::rewrites_sender`].
+    pub rewrites_sender: bool,
+}
+
+/// Whether the upstream would take the message for the recipient at `place`.
 pub fn judge(
     rules: &Rules,
     message: &Message,
     place: usize,
-    sandbox: bool,
+    today: Today,
 ) -> Result<(), Ineligible> {
     if message.envelope.reverse_path.mailbox().is_none() {
         return Err(Ineligible::NullSender);
     }
     if let Some(recipient) = message.envelope.recipients.get(place) {
-        judge_recipient(rules, &recipient.path.0, sandbox)?;
+        judge_recipient(rules, &recipient.path.0, today.sandbox)?;
     }
-    judge_sender(rules, &message.facts.from)?;
+    judge_sender(rules, &message.facts.from, today)?;
     judge_content(rules, message)
 }
 
@@ -177,7 +186,7 @@ fn judge_recipient(rules: &Rules, recipient: &Mailbox, sandbox: bool) -> Result<
     Ok(())
 }
 
-fn judge_sender(rules: &Rules, from: &[String]) -> Result<(), Ineligible> {
+fn judge_sender(rules: &Rules, from: &[String], today: Today) -> Result<(), Ineligible> {
     if from.is_empty() {
         return Err(Ineligible::NoFrom);
     }
@@ -188,7 +197,8 @@ fn judge_sender(rules: &Rules, from: &[String]) -> Result<(), Ineligible> {
     };
     if let Some(address) = from.iter().find(|address| !is_allowed(address)) {
         let address = address.clone();
-        return if rules.rewrites_sender { Ok(()) } else { Err(Ineligible::Sender { address }) };
+        let rewrites = rules.rewrites_sender || today.rewrites_sender;
+        return if rewrites { Ok(()) } else { Err(Ineligible::Sender { address }) };
     }
     let needs_utf8 =
         |address: &&String| address.rsplit_once('@').is_none_or(|(local, _)| !local.is_ascii());
@@ -225,6 +235,8 @@ fn judge_content(rules: &Rules, message: &Message) -> Result<(), Ineligible> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SANDBOX: Today = Today { sandbox: true, rewrites_sender: false };
     use crate::clock::Timestamp;
     use crate::mail::{QueueId, ReversePath};
 
@@ -244,21 +256,21 @@ mod tests {
 
     /// The code of the verdict; empty when it may pass.
     fn code(rules: &Rules, message: &Message) -> &'static str {
-        judge(rules, message, 0, false).map_or_else(|e| e.code(), |()| "")
+        judge(rules, message, 0, Today::default()).map_or_else(|e| e.code(), |()| "")
     }
 
     #[test]
     fn an_ordinary_message_passes() {
         let m = message("bob@example.org");
-        assert_eq!(judge(&Rules::default(), &m, 0, false), Ok(()));
-        assert_eq!(judge(&rules(&["@example.com"]), &m, 0, false), Ok(()));
+        assert_eq!(judge(&Rules::default(), &m, 0, Today::default()), Ok(()));
+        assert_eq!(judge(&rules(&["@example.com"]), &m, 0, Today::default()), Ok(()));
     }
 
     #[test]
     fn the_null_sender_does_not_pass() {
         let mut m = message("bob@example.org");
         m.envelope.reverse_path = ReversePath::Null;
-        assert_eq!(judge(&Rules::default(), &m, 0, false), Err(Ineligible::NullSender));
+        assert_eq!(judge(&Rules::default(), &m, 0, Today::default()), Err(Ineligible::NullSender));
     }
 
     #[test]
@@ -281,8 +293,8 @@ mod tests {
         let to = ["bob@example.org", "gr\u{e5}@example.org"];
         let facts = message("x@example.org").facts;
         let m = Message { facts, ..Message::sample(id, Timestamp::from_millis(1), &to) };
-        assert!(judge(&Rules::default(), &m, 0, false).is_ok());
-        assert!(judge(&Rules::default(), &m, 1, false).is_err());
+        assert!(judge(&Rules::default(), &m, 0, Today::default()).is_ok());
+        assert!(judge(&Rules::default(), &m, 1, Today::default()).is_err());
     }
 
     #[test]
@@ -323,10 +335,10 @@ mod tests {
             ("success@simulator.amazonses.com", true),
         ] {
             let m = message(recipient);
-            assert_eq!(judge(&r, &m, 0, true).is_ok(), passes, "{recipient}");
-            assert!(judge(&r, &m, 0, false).is_ok());
+            assert_eq!(judge(&r, &m, 0, SANDBOX).is_ok(), passes, "{recipient}");
+            assert!(judge(&r, &m, 0, Today::default()).is_ok());
         }
-        let unknown = judge(&Rules::default(), &message("bob@example.net"), 0, true);
+        let unknown = judge(&Rules::default(), &message("bob@example.net"), 0, SANDBOX);
         assert_eq!(unknown, Ok(()), "which identities there are is not known: SES decides");
     }
 
@@ -338,7 +350,7 @@ mod tests {
             for (size, passes) in [(max - 1, true), (max, true), (max + 1, false)] {
                 let m = Message { size, ..message("bob@example.org") };
                 let expected = if passes { Ok(()) } else { Err(Ineligible::Size { size, max }) };
-                assert_eq!(judge(&rules, &m, 0, false), expected);
+                assert_eq!(judge(&rules, &m, 0, Today::default()), expected);
             }
         }
         assert_eq!(SIZE_MAX.div_ceil(3) * 4, 40 << 20);
@@ -361,7 +373,7 @@ mod tests {
         assert_eq!(code(&Rules::default(), &m), "", "it is taken out");
         assert_eq!(code(&Rules { keeps_dkim: true, ..Rules::default() }, &m), "repeated_header");
         m.facts.repeated.push("subject".into());
-        let verdict = judge(&Rules::default(), &m, 0, false);
+        let verdict = judge(&Rules::default(), &m, 0, Today::default());
         assert_eq!(verdict, Err(Ineligible::Repeated { header: "subject".into() }));
     }
 
@@ -369,7 +381,7 @@ mod tests {
     fn blocked_attachments_do_not_pass_and_which_they_are_can_be_changed() {
         let mut m = message("bob@example.org");
         m.facts.attachments = vec!["pdf".into(), "exe".into()];
-        let verdict = judge(&Rules::default(), &m, 0, false);
+        let verdict = judge(&Rules::default(), &m, 0, Today::default());
         assert_eq!(verdict, Err(Ineligible::Attachment { extension: "exe".into() }));
         let other = Rules { blocked: vec![".PDF".into()], ..Rules::default() };
         assert_eq!(code(&other, &m), "attachment");

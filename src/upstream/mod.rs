@@ -13,6 +13,9 @@ use async_trait::async_trait;
 use crate::mail::{Body, Envelope, Outcome, QueueId};
 use crate::policy::bucket::Rate;
 
+/// Why an upstream whose secret was never read can take nothing.
+const NO_CREDENTIALS: &str = "no credentials yet; `postgate secrets status` says why";
+
 /// A next hop: a smarthost, Amazon SES, or a Maildir.
 #[async_trait]
 pub trait Upstream: Send + Sync + 'static {
@@ -106,10 +109,20 @@ pub struct Standing {
     pub max_recipients: usize,
     /// Whether it takes verified recipients only.
     pub sandbox: bool,
+    /// Whether it puts another sender in place of one it may not send for, though its configuration
+    /// names none; also where that is not known yet.
+    pub rewrites_sender: bool,
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { wanting: None, secret: 0, rate: None, max_recipients: usize::MAX, sandbox: false }
+        Self {
+            wanting: None,
+            secret: 0,
+            rate: None,
+            max_recipients: usize::MAX,
+            sandbox: false,
+            rewrites_sender: false,
+        }
     }
 }

@@ -224,6 +224,7 @@ impl Upstream for Simulated {
             rate: self.rate.map(|per_second| Rate { per_second, of: Unit::Recipients }),
             max_recipients: self.max_recipients,
             sandbox: false,
+            rewrites_sender: false,
         }
     }
 

@@ -70,7 +70,8 @@ async fn hand_over(
         return Ok(());
     }
     let octets = read(body, settings.max_size).await?;
-    let octets = message::edit(octets, &settings.sender, settings.keep_dkim)
+    let sender = settings.sender.filled(shared.credentials.borrow().as_deref());
+    let octets = message::edit(octets, &sender, settings.keep_dkim)
         .map_err(|unfit| classify::unsuited(Blame::Message, (7, 1), unfit.to_string()))?;
     let base = shared.client.send_email().await;
     let base = base.map_err(|problem| classify::judge(&problem).outcome)?;

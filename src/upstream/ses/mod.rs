@@ -24,7 +24,7 @@ use tokio::task::AbortHandle;
 pub use account::AccountStatus;
 pub use settings::{SenderPolicy, Settings, SettingsError};
 
-use super::{About, Leaving, Standing, Upstream};
+use super::{About, Leaving, NO_CREDENTIALS, Standing, Upstream};
 use crate::clock::Clock;
 use crate::mail::{Body, Envelope, Outcome};
 use crate::policy::bucket::{Rate, Unit};
@@ -110,8 +110,9 @@ impl Upstream for SesUpstream {
         let status = account.status(clock.now());
         let credentials = credentials.borrow();
         let lacking = settings.secret && credentials.is_none();
+        let sender = settings.sender.filled(credentials.as_deref());
         Standing {
-            wanting: if lacking { Some("no credentials yet".into()) } else { status.wanting },
+            wanting: if lacking { Some(NO_CREDENTIALS.into()) } else { status.wanting },
             secret: credentials.as_ref().map_or(0, |c| c.version),
             rate: status
                 .max_send_rate
@@ -119,6 +120,8 @@ impl Upstream for SesUpstream {
                 .map(|per_second| Rate { per_second, of: Unit::Recipients }),
             max_recipients: RECIPIENTS_MAX,
             sandbox: status.sandbox == Some(true),
+            // A secret that was not read yet may name a sender: no message is refused for that.
+            rewrites_sender: lacking || sender.default.is_some(),
         }
     }
 

@@ -1,10 +1,12 @@
 //! What the configuration says about an SES upstream.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::mail::{AddressError, Mailbox};
 use crate::policy::routing::Pattern;
+use crate::secret::Credentials;
 
 /// One account and region of Amazon SES.
 #[derive(Clone, PartialEq, Debug)]
@@ -49,7 +51,7 @@ pub struct SenderPolicy {
     /// The identities it may send for; empty: all.
     pub allowed: Vec<Pattern>,
     /// Put in place of a From that is not allowed, whose address then goes to Reply-To. Without one
-    /// such a message is not for this upstream.
+    /// here or in the secret such a message is not for this upstream.
     pub default: Option<String>,
 }
 
@@ -57,6 +59,22 @@ impl SenderPolicy {
     /// Whether mail may be sent for this address.
     pub(super) fn allows(&self, address: &Mailbox) -> bool {
         self.allowed.is_empty() || self.allowed.iter().any(|pattern| pattern.contains(address))
+    }
+
+    /// This, with the secret's sender as default where there is none. A sender that is no address,
+    /// or that is not allowed itself, is left out.
+    pub fn filled(&self, secret: Option<&Credentials>) -> Cow<'_, Self> {
+        let allowed = |from: &&String| {
+            !self.allowed.is_empty()
+                && Mailbox::parse(from.as_bytes()).is_ok_and(|mailbox| self.allows(&mailbox))
+        };
+        let said = secret.and_then(|secret| secret.place.from.as_ref()).filter(allowed);
+        match said {
+            Some(from) if self.default.is_none() => {
+                Cow::Owned(Self { default: Some(from.clone()), ..self.clone() })
+            }
+            _ => Cow::Borrowed(self),
+        }
     }
 
     /// Whether a default is an address, and one that is allowed.

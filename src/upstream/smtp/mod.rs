@@ -36,7 +36,7 @@ pub use settings::{
     Verify,
 };
 
-use super::{Leaving, Standing, Upstream};
+use super::{Leaving, NO_CREDENTIALS, Standing, Upstream};
 use crate::mail::{Body, Envelope, Handoff, Outcome, RecipientOutcome, Stage};
 use crate::secret::Credentials;
 use pool::Pool;
@@ -131,7 +131,7 @@ impl Upstream for SmtpUpstream {
         let credentials = self.credentials.borrow();
         let lacking = self.connector.settings().auth_required && credentials.is_none();
         let wanting = match self.target(credentials.as_deref()) {
-            _ if lacking => Some("no credentials yet".to_owned()),
+            _ if lacking => Some(NO_CREDENTIALS.to_owned()),
             None => Some(Cause::NoHost.to_string()),
             Some(_) => None,
         };
