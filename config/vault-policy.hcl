@@ -2,15 +2,11 @@
 #
 #   vault policy write postgate config/vault-policy.hcl
 #
-# Version 2 has data/ and metadata/ between mount and path; Postgate's own configuration has not.
+# Version 2 has data/ between mount and path; Postgate's own configuration has not. Versions come with
+# the data: metadata/ is for people, by a policy of their own.
 
 # The secrets themselves: secret/keybuzz/smtp, secret/keybuzz/ses.
 path "secret/data/keybuzz/*" {
-  capabilities = ["read"]
-}
-
-# Which versions there are; for people who look with the same token.
-path "secret/metadata/keybuzz/*" {
   capabilities = ["read"]
 }
 

@@ -387,7 +387,7 @@ fn write(path: &Path, text: &str, mode: u32) {
 }
 
 #[test]
-fn secret_files_are_checked_and_the_password_is_their_first_line() {
+fn secret_files_are_checked() {
     let directory = tempfile::tempdir().unwrap();
     let (cert, key) = (directory.path().join("cert"), directory.path().join("key"));
     let password = directory.path().join("password");
@@ -402,9 +402,6 @@ fn secret_files_are_checked_and_the_password_is_their_first_line() {
     let (good, report) = check().unwrap_or_else(|r| panic!("{r}"));
     assert_eq!((report.warnings(), report.errors()), (1, 0), "{report}");
     assert!(report.to_string().contains("listener.in.cert is self-signed"), "{report}");
-    let credentials = good.login(good.upstream("core").unwrap(), 3).unwrap().unwrap();
-    assert_eq!((credentials.username.as_str(), credentials.version), ("relay", 3));
-    assert_eq!(credentials.password.expose(), "hunter2");
     assert!(!format!("{good:?}").contains("hunter2"));
 
     write(&key, &other.signing_key.serialize_pem(), 0o640);

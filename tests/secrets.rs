@@ -11,7 +11,7 @@
 #[path = "support/vault.rs"]
 mod vault;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +23,7 @@ use postgate::clock::SystemClock;
 use postgate::secret::Credentials;
 use postgate::secrets::{
     Fields, Given, SecretSettings, SecretState, SecretStatus, Secrets, Settings, SettingsError,
-    Source, VaultAuth, VaultSettings, read_once,
+    Source, VaultAuth, VaultSettings, WRAPPED, read_once, try_once,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -576,6 +576,23 @@ async fn one_reading_for_a_check_says_what_is_there_or_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_check_leaves_a_wrapping_token_to_who_needs_it() {
+    let mut place = Place::new().await;
+    place.wrapped();
+    place.vault.wrap("hvs.wrapping-1", "id-1");
+    place.secret_id("hvs.wrapping-1\n");
+    let file = private(&place.folder, "pw", "filed\n");
+    place.settings.secrets.insert("local".into(), in_files("relay", &file));
+    let once = |name| read_once(&place.settings, name, Arc::new(SystemClock));
+    assert_eq!(once("smtp").await.unwrap().unwrap_err(), WRAPPED);
+    assert_eq!(once("local").await.unwrap().unwrap().password.expose(), "filed");
+    let all = try_once(&place.settings, Arc::new(SystemClock)).await.unwrap();
+    assert_eq!(all.status().len(), 1);
+    assert!(place.vault.log().is_empty());
+    has(&mut place.start().channel("smtp").unwrap(), PLANTED).await;
+}
+
+#[tokio::test]
 async fn the_shipped_policies_allow_what_is_asked_and_no_more() {
     let place = Place::with(FakeVault::start().await, Duration::from_secs(2));
     let secrets = place.start();
@@ -589,7 +606,7 @@ async fn the_shipped_policies_allow_what_is_asked_and_no_more() {
         .skip(1)
         .map(|rule| (rule.split('"').next().unwrap(), rule.split('"').nth(2).unwrap()))
         .collect();
-    assert_eq!(rules.len(), 4);
+    let mut used = BTreeSet::new();
     for asked in place.vault.log().iter().filter(|asked| asked.token.is_some()) {
         let (method, path) = asked.what.split_once(" /v1/").unwrap();
         let capability = if method == "GET" { "read" } else { "update" };
@@ -599,14 +616,22 @@ async fn the_shipped_policies_allow_what_is_asked_and_no_more() {
         };
         let found = rules.iter().find(|(rule, _)| covers(rule));
         assert_eq!(found.map(|(_, can)| *can), Some(capability), "{}", asked.what);
+        used.extend(found.copied());
     }
+    assert_eq!(used.len(), rules.len(), "it allows what nobody asks for");
 
     let policy: serde_json::Value =
         serde_json::from_str(include_str!("../config/iam-policy.json")).unwrap();
     let statements = policy["Statement"].as_array().unwrap();
     assert_eq!(statements[0]["Action"], json!(["ses:SendEmail", "ses:SendRawEmail"]));
-    assert!(statements[0]["Resource"].as_array().unwrap().iter().all(|arn| arn != "*"));
+    let resources = statements[0]["Resource"].as_array().unwrap();
+    let resources: Vec<&str> = resources.iter().filter_map(|arn| arn.as_str()).collect();
+    let [identity, set] = resources[..] else { panic!("{resources:?}") };
+    let arn = "arn:aws:ses:eu-west-1:111122223333:";
+    assert!(identity.starts_with(&format!("{arn}identity/")) && !identity.contains('*'));
+    assert!(set.starts_with(&format!("{arn}configuration-set/")) && !set.contains('*'));
     assert_eq!(statements[1]["Action"], "ses:GetAccount");
+    assert_eq!((statements.len(), &statements[1]["Resource"]), (2, &json!("*")));
 }
 
 #[tokio::test]

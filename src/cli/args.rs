@@ -93,6 +93,9 @@ pub(super) struct CheckConfig {
     /// Print every key with its value in effect
     #[arg(long)]
     pub(super) print: bool,
+    /// Read each secret once, and tell where every upstream's values come from
+    #[arg(long)]
+    pub(super) probe: bool,
 }
 
 #[derive(Debug, Subcommand)]

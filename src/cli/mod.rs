@@ -8,6 +8,7 @@ mod check_config;
 mod client;
 mod explain;
 mod format;
+mod origins;
 mod out;
 mod probe;
 mod progress;
@@ -53,7 +54,7 @@ pub mod exit {
     pub const END_OF_DATA: u8 = 26;
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
-    /// Postgate does not run.
+    /// Postgate does not run; or, with `check-config --probe`, a secret cannot be read.
     pub const UNAVAILABLE: u8 = 69;
     /// An error of our own.
     pub const SOFTWARE: u8 = 70;
@@ -129,12 +130,8 @@ fn command_line(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 fn dispatch(args: Args, out: &mut Out) -> Result<(), Failure> {
     let Args { global, command } = args;
-    match command {
-        Command::Run => return run::run(&global.config(), out),
-        Command::CheckConfig(options) => {
-            return check_config::check(&global, &options, out);
-        }
-        _ => {}
+    if matches!(command, Command::Run) {
+        return run::run(&global.config(), out);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?;
@@ -163,7 +160,9 @@ async fn talk(global: &Global, command: Command, out: &mut Out) -> Result<(), Fa
         }
         Command::Probe(options) => probe::run(global, options, out).await,
         Command::Send(options) => send::send(global, options, out).await,
-        Command::Run | Command::CheckConfig(_) => Ok(()),
+        Command::CheckConfig(options) => check_config::check(global, &options, out).await,
+        // It has a runtime of its own.
+        Command::Run => Ok(()),
     }
 }
 

@@ -1,31 +1,58 @@
-//! `probe`: the way to a smarthost, one line a stage, and what to do where it ends.
+//! `probe`: the way to a smarthost, one line a stage, and what to do where it ends; or what Amazon
+//! SES says of the account.
 
 use std::sync::Arc;
 
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+
 use super::args::{Global, Probe};
 use super::out::Out;
+use super::status::flatten;
 use super::{Failure, exit};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config, Upstream, UpstreamKind};
 use crate::secret::Credentials;
+use crate::secrets;
 use crate::upstream::probe::{Options, Report, Status, probe};
+use crate::upstream::ses::{self, SesUpstream};
 use crate::upstream::smtp::{Settings, TlsMode, Verify};
 
 /// Our name in EHLO where there is no configuration to tell it.
 const HELO: &str = "postgate-probe.localdomain";
 
+/// What is probed, and what it logs in with.
+enum Target {
+    Smtp(Box<Settings>, Option<Arc<Credentials>>),
+    Ses(Box<ses::Settings>, Option<Arc<Credentials>>),
+}
+
 pub(super) async fn run(global: &Global, options: Probe, out: &mut Out) -> Result<(), Failure> {
     let config = config::load(&global.config(), &config::environment());
     let target = match (&options.target, &config) {
         (Some(target), Err(_)) => ad_hoc(target, HELO)?,
-        (Some(target), Ok((config, _))) => named(config, target)?,
-        (None, Ok((config, _))) => preferred(config)?,
+        (Some(target), Ok((config, _))) => named(config, target).await?,
+        (None, Ok((config, _))) => preferred(config).await?,
         (None, Err(report)) => {
             let message = format!("{}\n{report}", report.summary());
             return Err(Failure::new(exit::CONFIG, message));
         }
     };
-    let (settings, credentials) = target;
+    match target {
+        Target::Smtp(settings, credentials) => {
+            smarthost(global, *settings, credentials, options, out).await
+        }
+        Target::Ses(settings, credentials) => account(global, *settings, credentials, out).await,
+    }
+}
+
+async fn smarthost(
+    global: &Global,
+    settings: Settings,
+    credentials: Option<Arc<Credentials>>,
+    options: Probe,
+    out: &mut Out,
+) -> Result<(), Failure> {
     let head = head(&settings, credentials.as_deref());
     let asked = Options { rcpt: options.rcpt, from: options.from };
     let report = probe(settings, credentials, &asked, SystemClock.wall()).await;
@@ -40,41 +67,79 @@ pub(super) async fn run(global: &Global, options: Probe, out: &mut Out) -> Resul
     if report.exit_code == exit::OK { Ok(()) } else { Err(Failure::silent(report.exit_code)) }
 }
 
+/// There are no stages on the way to SES: it is asked for the account, with the key and the region
+/// that mail would go with.
+async fn account(
+    global: &Global,
+    settings: ses::Settings,
+    credentials: Option<Arc<Credentials>>,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let name = settings.name.clone();
+    let auth = credentials.as_ref().map_or("the AWS chain", |c| c.username.as_str()).to_owned();
+    let answered = Arc::new(Notify::new());
+    let (_told, login) = watch::channel(credentials);
+    let ses = SesUpstream::new(settings, login, Arc::new(SystemClock), Arc::clone(&answered));
+    let ses = ses.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
+    // To look is to ask.
+    ses.status();
+    answered.notified().await;
+    let status = ses.status();
+    let value = serde_json::to_value(&status);
+    let value = value.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?;
+    if global.json {
+        out.json(&json!({ "upstream": name, "account": value }))?;
+    } else {
+        out.line(&format!("{name}  ses  {}  auth={auth}", status.endpoint))?;
+        out.line("Amazon SES has no way of SMTP to probe; this is what it says of the account:")?;
+        let mut rows = Vec::new();
+        flatten("", &value, &mut rows);
+        rows.iter().try_for_each(|(key, value)| out.line(&format!("  {key:<14}  {value}")))?;
+    }
+    if status.error.is_none() { Ok(()) } else { Err(Failure::silent(exit::FAILED)) }
+}
+
 /// The upstream of that name, or any host and port.
-fn named(config: &Config, target: &str) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+async fn named(config: &Config, target: &str) -> Result<Target, Failure> {
     match config.upstream(target) {
-        Some(upstream) => configured(config, upstream),
+        Some(upstream) => configured(config, upstream).await,
         None => ad_hoc(target, &config.hostname),
     }
 }
 
 /// The first smarthost of the route.
-fn preferred(config: &Config) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+async fn preferred(config: &Config) -> Result<Target, Failure> {
     let names = config.routes.iter().flat_map(|route| &route.upstreams);
     let mut known = names.filter_map(|name| config.upstream(name));
     let first = known.find(|u| matches!(u.kind, UpstreamKind::Smtp(_)));
     let none = || Failure::new(exit::USAGE, "no smarthost is configured: name HOST:PORT");
-    configured(config, first.ok_or_else(none)?)
+    configured(config, first.ok_or_else(none)?).await
 }
 
-fn configured(
-    config: &Config,
-    upstream: &Upstream,
-) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
-    let what = match &upstream.kind {
-        UpstreamKind::Smtp(smtp) => {
-            let credentials = config.login(upstream, 1);
-            let credentials = credentials.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
-            return Ok((smtp.as_ref().clone(), credentials.map(Arc::new)));
+async fn configured(config: &Config, upstream: &Upstream) -> Result<Target, Failure> {
+    match &upstream.kind {
+        UpstreamKind::Smtp(smtp) => Ok(Target::Smtp(smtp.clone(), login(config, upstream).await?)),
+        UpstreamKind::Ses(ses) => {
+            Ok(Target::Ses(Box::new(ses.settings.clone()), login(config, upstream).await?))
         }
-        UpstreamKind::Ses(_) => "Amazon SES: there is no way of SMTP to probe",
-        UpstreamKind::Maildir(_) => "a Maildir: there is no way to probe",
-    };
-    Err(Failure::new(exit::USAGE, format!("{} is {what}", upstream.name)))
+        UpstreamKind::Maildir(_) => {
+            let message = format!("{} is a Maildir: there is no way to probe", upstream.name);
+            Err(Failure::new(exit::USAGE, message))
+        }
+    }
+}
+
+/// What an upstream logs in with, read now.
+async fn login(config: &Config, upstream: &Upstream) -> Result<Option<Arc<Credentials>>, Failure> {
+    let Some(name) = &upstream.secret else { return Ok(None) };
+    let read = secrets::read_once(&config.secrets, name, Arc::new(SystemClock)).await;
+    let read = read.unwrap_or_else(|| Err("is not configured".to_owned()));
+    let failed = |why| Failure::new(exit::UNAVAILABLE, format!("secret {name}: {why}"));
+    read.map(Some).map_err(failed)
 }
 
 /// A server that is in no configuration: the TLS its port is known for, no login.
-fn ad_hoc(target: &str, helo: &str) -> Result<(Settings, Option<Arc<Credentials>>), Failure> {
+fn ad_hoc(target: &str, helo: &str) -> Result<Target, Failure> {
     let parsed = target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let Some((host, port)) = parsed.filter(|(host, _)| !host.is_empty()) else {
         let message = format!("{target} is neither a configured upstream nor HOST:PORT");
@@ -88,7 +153,7 @@ fn ad_hoc(target: &str, helo: &str) -> Result<(Settings, Option<Arc<Credentials>
     };
     let verify = if tls == TlsMode::Opportunistic { Verify::None } else { Verify::Full };
     let settings = Settings::new("ad-hoc", host, port, helo);
-    Ok((Settings { tls: Some(tls), verify, ..settings }, None))
+    Ok(Target::Smtp(Box::new(Settings { tls: Some(tls), verify, ..settings }), None))
 }
 
 /// Whom is probed, and how.
@@ -96,13 +161,7 @@ fn head(settings: &Settings, credentials: Option<&Credentials>) -> String {
     let Settings { name, verify, .. } = settings;
     let target = settings.target(credentials.map(|c| &c.place));
     let place = target.as_ref().map_or_else(|| "?".into(), |t| format!("{}:{}", t.host, t.port));
-    let tls = match target.map(|target| target.tls) {
-        Some(TlsMode::None) => "none",
-        Some(TlsMode::Opportunistic) => "opportunistic",
-        Some(TlsMode::StartTls) => "starttls",
-        Some(TlsMode::Implicit) => "implicit",
-        None => "?",
-    };
+    let tls = target.map_or("?", |target| target.tls.word());
     let verify = match verify {
         Verify::Full => "full",
         Verify::CaOnly => "ca-only",
@@ -185,13 +244,16 @@ mod tests {
             ("mail:587", "mail", 587, TlsMode::StartTls),
             ("[::1]:465", "::1", 465, TlsMode::Implicit),
         ] {
-            let (settings, credentials) = ad_hoc(target, "h").unwrap();
+            let Ok(Target::Smtp(settings, credentials)) = ad_hoc(target, "h") else {
+                panic!("{target}")
+            };
             let target = settings.target(None).unwrap();
             assert_eq!((target.host.as_str(), target.port, target.tls), (host, port, tls));
             assert!(credentials.is_none() && !settings.auth_required);
         }
         for target in ["core", "mail:", ":25", "mail:smtp", "mail:65536"] {
-            assert_eq!(ad_hoc(target, "h").unwrap_err().code, exit::USAGE, "{target}");
+            let refused = ad_hoc(target, "h").err().map(|failure| failure.code);
+            assert_eq!(refused, Some(exit::USAGE), "{target}");
         }
     }
 }

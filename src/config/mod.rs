@@ -17,7 +17,7 @@ mod units;
 mod upstream;
 mod values;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub use units::{
     UnitError, duration as format_duration, parse_duration, rate as format_rate,
     size as format_size,
 };
-pub use upstream::{LoginError, Maildir, Ses, Upstream, UpstreamKind};
+pub use upstream::{Maildir, Ses, Upstream, UpstreamKind};
 
 use crate::mail::Mailbox;
 use crate::policy::Backoff;
@@ -90,6 +90,7 @@ pub struct Config {
     /// What is logged, and how.
     pub log: telemetry::Settings,
     effective: Vec<(String, String)>,
+    given: BTreeSet<String>,
 }
 
 /// What a client may do.
@@ -203,11 +204,11 @@ pub fn parse(
     let (table, mut misnamed) = document::parse(source, environment).map_err(report)?;
     let reading = section::Reading::new(source, environment);
     let config = read::config(&reading, &table);
-    let (mut problems, effective) = reading.finish();
+    let section::Findings { mut problems, effective, given } = reading.finish();
     problems.append(&mut misnamed);
     let report = report(problems);
     match config {
-        Some(config) if report.errors() == 0 => Ok((Config { effective, ..config }, report)),
+        Some(config) if report.errors() == 0 => Ok((Config { effective, given, ..config }, report)),
         _ => Err(report),
     }
 }
@@ -216,6 +217,11 @@ impl Config {
     /// Every key with its value in effect as TOML, defaults included, in the order they are read.
     pub fn effective(&self) -> impl Iterator<Item = (&str, &str)> {
         self.effective.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Whether a key, `upstreams.core.port`, was written; else its value is the default.
+    pub fn is_given(&self, key: &str) -> bool {
+        self.given.contains(key)
     }
 
     /// The keys that differ in `new` and take effect only at a restart: listeners, the spool, the

@@ -1,5 +1,6 @@
 //! From the tree of values to the [`Config`]: every section, every key, every default.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -82,6 +83,7 @@ pub(super) fn config(reading: &Reading<'_>, table: &Table) -> Option<Config> {
         metrics,
         log,
         effective: Vec::new(),
+        given: BTreeSet::new(),
     })
 }
 

@@ -4,7 +4,7 @@
 //! makes the code which reads the keys the only list of them.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -28,12 +28,24 @@ pub(super) struct Reading<'a> {
     pub(super) environment: &'a BTreeMap<String, String>,
     problems: RefCell<Vec<(Place, Problem)>>,
     effective: RefCell<Vec<(String, String)>>,
+    /// The keys that someone wrote.
+    given: RefCell<BTreeSet<String>>,
+}
+
+/// What is known when a configuration has been read.
+pub(super) struct Findings {
+    /// The problems in the order of the file.
+    pub(super) problems: Vec<Problem>,
+    /// Every key with its value in effect.
+    pub(super) effective: Vec<(String, String)>,
+    /// The keys that someone wrote.
+    pub(super) given: BTreeSet<String>,
 }
 
 impl<'a> Reading<'a> {
     pub(super) fn new(source: &'a str, environment: &'a BTreeMap<String, String>) -> Self {
         let (problems, effective) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
-        Self { source, environment, problems, effective }
+        Self { source, environment, problems, effective, given: RefCell::default() }
     }
 
     pub(super) fn error(&self, place: &Place, message: String, cure: impl Into<Option<String>>) {
@@ -50,11 +62,14 @@ impl<'a> Reading<'a> {
         self.problems.borrow_mut().push((place.clone(), problem));
     }
 
-    /// The problems in the order of the file, and every key with its value in effect.
-    pub(super) fn finish(self) -> (Vec<Problem>, Vec<(String, String)>) {
+    pub(super) fn finish(self) -> Findings {
         let mut problems = self.problems.into_inner();
         problems.sort_by(|(a, _), (b, _)| a.cmp(b));
-        (problems.into_iter().map(|(_, p)| p).collect(), self.effective.into_inner())
+        Findings {
+            problems: problems.into_iter().map(|(_, p)| p).collect(),
+            effective: self.effective.into_inner(),
+            given: self.given.into_inner(),
+        }
     }
 }
 
@@ -139,6 +154,7 @@ impl<'a> Section<'a> {
         let node = self.node(key)?;
         match T::read(node) {
             Ok(value) => {
+                self.reading.given.borrow_mut().insert(self.name(key));
                 self.in_effect(key, value.show());
                 Some(value)
             }

@@ -159,25 +159,44 @@ impl Secrets {
     }
 }
 
-/// Reads a secret once, for a check: what it says, or why it cannot be read. Its version is 1.
+/// Reads a secret once, for a check: what it says, or why it cannot be read. `None`: there is no
+/// such secret. Its version is 1. See [`try_once`].
 pub async fn read_once(
     settings: &Settings,
     name: &str,
     clock: Arc<dyn Clock>,
 ) -> Option<Result<Arc<Credentials>, String>> {
     let wanted = settings.secrets.get(name)?.clone();
-    let one = Settings {
-        vault: settings.vault.clone(),
-        secrets: BTreeMap::from([(name.to_owned(), wanted)]),
-    };
-    let secrets = match Secrets::start(&one, clock) {
+    let secrets = BTreeMap::from([(name.to_owned(), wanted)]);
+    let secrets = match try_once(&Settings { vault: settings.vault.clone(), secrets }, clock).await
+    {
         Ok(secrets) => secrets,
         Err(error) => return Some(Err(error.to_string())),
     };
-    secrets.tried().await;
-    let found = secrets.channel(name)?.borrow().clone();
+    let Some(channel) = secrets.channel(name) else { return Some(Err(WRAPPED.to_owned())) };
+    let found = channel.borrow().clone();
     let error = || secrets.status().pop().and_then(|status| status.last_error);
     Some(found.ok_or_else(|| error().unwrap_or_default()))
+}
+
+/// Why a secret is left out by [`try_once`].
+pub const WRAPPED: &str = "is not read for a check: the wrapping token works once, and Postgate \
+                           needs it; once it runs, `postgate secrets status` says how it is";
+
+/// Reads secrets once, for a check, and returns when each was tried. Secrets behind a wrapped
+/// secret id are left out: what is in the wrapping token can be had only once.
+pub async fn try_once(
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+) -> Result<Secrets, SettingsError> {
+    let mut settings = settings.clone();
+    let auth = settings.vault.as_ref().map(|vault| &vault.auth);
+    if matches!(auth, Some(VaultAuth::AppRole { wrapped: true, .. })) {
+        settings.secrets.retain(|_, secret| matches!(secret.source, Source::Parts(_)));
+    }
+    let secrets = Secrets::start(&settings, clock)?;
+    secrets.tried().await;
+    Ok(secrets)
 }
 
 impl KeptVault {

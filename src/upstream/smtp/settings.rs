@@ -102,6 +102,18 @@ pub enum TlsMode {
     Implicit,
 }
 
+impl TlsMode {
+    /// The word in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Opportunistic => "opportunistic",
+            Self::StartTls => "starttls",
+            Self::Implicit => "implicit",
+        }
+    }
+}
+
 /// Which certificate is accepted. The handshake's signature is checked in every case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verify {
