@@ -326,19 +326,6 @@ impl ConfigWarnings<'_> {
     }
 }
 
-/// The login for an upstream cannot be read. Its mail waits.
-pub struct LoginMissing<'a> {
-    /// Of which upstream, and why.
-    pub error: &'a dyn std::fmt::Display,
-}
-
-impl LoginMissing<'_> {
-    /// Logs it.
-    pub fn emit(&self) {
-        error!(event = "secret", error = %self.error, "no credentials; mail waits for a reload");
-    }
-}
-
 /// The spool is open.
 #[derive(Debug)]
 pub struct SpoolOpened<'a> {
