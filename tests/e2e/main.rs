@@ -22,6 +22,8 @@ mod conversation;
 #[path = "../support/ses.rs"]
 mod ses;
 mod support;
+#[path = "../support/vault.rs"]
+mod vault;
 
 mod admission;
 mod bad_input;
@@ -38,6 +40,8 @@ mod metrics;
 mod operate;
 mod parts;
 mod places;
+mod secrecy;
+mod secrets;
 mod smarthost;
 mod spool_tools;
 mod steer;

@@ -15,7 +15,8 @@ use super::postfix::{PASSWORD, Postfix, USER};
 use super::process::{Output, Part, run};
 use super::{PATIENCE, eventually, free_port, local};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_postgate");
+/// The program.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_postgate");
 
 /// What goes into the configuration file.
 #[derive(Clone)]
@@ -223,6 +224,12 @@ impl Gate {
         activate.arg("--fdname=test").arg(format!("--listen={listen}"));
         activate.args([BINARY, "-c"]).arg(self.config()).arg("run");
         self.run(&activate);
+    }
+
+    /// Starts it by a command of one's own.
+    #[track_caller]
+    pub fn up_as(&mut self, command: &Command) {
+        self.run(command);
     }
 
     /// Starts it with more in its environment.

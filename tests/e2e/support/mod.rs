@@ -9,6 +9,7 @@ pub mod mail;
 pub mod postfix;
 pub mod process;
 pub mod scene;
+pub mod secrets;
 pub mod sink;
 pub mod tools;
 

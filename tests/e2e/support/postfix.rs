@@ -103,6 +103,11 @@ impl Postfix {
         self.master.take().unwrap().kill();
     }
 
+    /// From now on the account has this password and no other; who is logged in stays so.
+    pub fn set_password(&self, password: &str) {
+        write_account(self.dir.path(), password);
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("mail.log")).unwrap_or_default()
     }
@@ -199,6 +204,12 @@ fn certificate(dir: &Path) {
     run(&mut openssl, b"", PATIENCE).expect_code(0);
 }
 
+/// Dovecot reads its accounts anew when the file is another one.
+fn write_account(dir: &Path, password: &str) {
+    fs::write(dir.join("new"), format!("{USER}:{{PLAIN}}{password}:::::\n")).unwrap();
+    fs::rename(dir.join("new"), dir.join("users")).unwrap();
+}
+
 fn start_dovecot(dir: &Path) -> Part {
     find("dovecot");
     let d = dir.display();
@@ -221,10 +232,16 @@ service auth {{
     mode = 0666
   }}
 }}
+# Who failed is not made to wait the next times.
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
 "
     );
     fs::write(&config, text).unwrap();
-    fs::write(dir.join("users"), format!("{USER}:{{PLAIN}}{PASSWORD}:::::\n")).unwrap();
+    write_account(dir, PASSWORD);
     let mut dovecot = Command::new("dovecot");
     dovecot.arg("-F").arg("-c").arg(&config);
     let part = Part::spawn(&dovecot, "TERM", &dir.join("dovecot.out"));
