@@ -15,6 +15,18 @@ test *ARGS:
 power-cuts:
     POSTGATE_CRASH_STEPS=50000 POSTGATE_CRASH_ROUNDS=1500 POSTGATE_CRASH_SEED=$(date +%s) cargo test --test crash -- --nocapture
 
+# Postgate beside Postfix and others, in turn: `just bench --help` (docs/benchmarks.md)
+bench *ARGS:
+    cargo bench --bench relay -- {{ ARGS }}
+
+# The functions every message passes, alone
+bench-hot *ARGS:
+    cargo bench --bench hot -- {{ ARGS }}
+
+# Where the time of a running Postgate goes: WHAT is "syscalls" or "cpu"
+profile WHAT PID SECONDS="5":
+    benches/profile {{ WHAT }} {{ PID }} {{ SECONDS }}
+
 # A spool of a million messages: memory, time to open, disk (docs/benchmarks.md)
 bench-spool:
     cargo bench --bench spool

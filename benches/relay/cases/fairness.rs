@@ -1,0 +1,85 @@
+//! What one route costs another, and a flood of clients a polite one. Postgate alone.
+
+use std::time::{Duration, Instant};
+
+use super::{Outcome, Scenario, load_of, waits, warm};
+use crate::args::Args;
+use crate::load::{self, Load};
+use crate::peers::{Onward, Relay, System, free_address};
+use crate::report::{Figures, Metric};
+use crate::sink::Sink;
+
+const SIZE: usize = 10 << 10;
+const SESSIONS: usize = 50;
+/// Sessions of a flood.
+const FLOOD: usize = 200;
+/// The polite clients, each slow enough to have its 250 before it sends again.
+const POLITE: usize = 10;
+const PACE: Duration = Duration::from_millis(250);
+
+pub fn scenarios(args: &Args) -> Vec<Scenario> {
+    let beside = format!("healthy route beside a dead one with {}", args.backlog);
+    let polite_beside = format!("{POLITE} polite clients beside {FLOOD} that flood");
+    vec![
+        Scenario::of_ours("healthy route alone".to_owned(), |args| healthy(args, false)),
+        Scenario::of_ours(beside, |args| healthy(args, true)),
+        Scenario::of_ours(format!("{POLITE} polite clients alone"), |args| {
+            polite(args, false).map(|(polite, _)| polite)
+        }),
+        Scenario::of_ours(polite_beside, |args| polite(args, true).map(|(polite, _)| polite)),
+        Scenario::of_ours(format!("the {FLOOD} that flood"), |args| {
+            polite(args, true).map(|(_, flood)| flood)
+        }),
+    ]
+}
+
+/// The through rate of one route, while another may have a backlog that goes nowhere.
+fn healthy(args: &Args, beside: bool) -> Outcome {
+    let smarthost = free_address();
+    let sink = Sink::listen(smarthost);
+    let relay = System::Postgate.start(&args.dir, Onward::To(smarthost));
+    let load = load_of(args, relay.address, SESSIONS, SIZE);
+    if beside {
+        let (messages, time) = (args.backlog, args.limit());
+        load::run(&Load { domain: "dead.test", messages, time, ..load.clone() })?;
+    }
+    let warmed = warm(&load)?;
+    sink.wait(warmed, args.limit());
+    sink.forget();
+    let begun = Instant::now();
+    let loaded = load::run(&load)?;
+    let arrived = sink.wait(loaded.acknowledged, args.limit());
+    if arrived.unique() != loaded.acknowledged {
+        return Err(format!("{} of {} arrived", arrived.unique(), loaded.acknowledged));
+    }
+    let took = arrived.last.map_or(0.0, |last| last.duration_since(begun).as_secs_f64());
+    Ok(vec![(Metric::Rate, arrived.unique() as f64 / took)])
+}
+
+/// The waits of a client that asks little, and of those that ask for all they can get.
+fn polite(args: &Args, flooded: bool) -> Result<(Figures, Figures), String> {
+    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let flood = flooded.then(|| start_flood(args, &relay));
+    let load = Load {
+        pace: Some(PACE),
+        time: args.time() * 2,
+        ..load_of(args, relay.address, POLITE, SIZE)
+    };
+    let polite = waits(&load::run(&load)?);
+    let Some(flood) = flood else { return Ok((polite, Vec::new())) };
+    let flood = flood.join().map_err(|_| "the flood failed".to_owned())??;
+    let mut figures = waits(&flood);
+    figures.push((Metric::Rate, flood.rate()));
+    Ok((polite, figures))
+}
+
+type Flood = std::thread::JoinHandle<Result<load::Loaded, String>>;
+
+/// Lasts a little longer than the polite client does.
+fn start_flood(args: &Args, relay: &Relay) -> Flood {
+    let time = args.time() * 2 + Duration::from_millis(500);
+    let load = Load { messages: u64::MAX, time, ..load_of(args, relay.address, FLOOD, SIZE) };
+    let flood = std::thread::spawn(move || load::run(&load));
+    std::thread::sleep(Duration::from_millis(250));
+    flood
+}

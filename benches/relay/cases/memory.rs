@@ -1,0 +1,74 @@
+//! Memory of Postgate: sessions that do nothing, and large messages from many at once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::{Outcome, Scenario, octets};
+use crate::args::Args;
+use crate::client::{Client, Content};
+use crate::load::number;
+use crate::peers::{Onward, System};
+use crate::report::Metric;
+use crate::usage::{Watch, memory};
+
+pub fn scenarios(args: &Args) -> Vec<Scenario> {
+    vec![
+        Scenario::of_ours(format!("{} idle sessions", args.idle), idle),
+        Scenario::of_ours(
+            format!("{} uploads of {} at once", args.uploads, octets(args.upload_size)),
+            uploads,
+        ),
+    ]
+}
+
+fn idle(args: &Args) -> Outcome {
+    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let before = memory(relay.pid());
+    let runtime = runtime();
+    let sessions = runtime.block_on(async {
+        let mut sessions = Vec::with_capacity(args.idle);
+        for _ in 0..args.idle {
+            sessions.push(Client::hello(relay.address).await?);
+        }
+        Ok::<_, String>(sessions)
+    })?;
+    let after = memory(relay.pid());
+    drop(sessions);
+    Ok(vec![(Metric::IdleMemory, before), (Metric::PeakMemory, after)])
+}
+
+/// All of each is sent, then all end at once.
+fn uploads(args: &Args) -> Outcome {
+    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let before = memory(relay.pid());
+    let watch = Watch::start(relay.pid());
+    let content = Arc::new(Content::new(args.upload_size));
+    runtime().block_on(async {
+        let mut sent = JoinSet::new();
+        for _ in 0..args.uploads {
+            sent.spawn(upload(relay.address, Arc::clone(&content)));
+        }
+        let mut ending = JoinSet::new();
+        while let Some(session) = sent.join_next().await {
+            let mut client = session.unwrap()?;
+            ending.spawn(async move { client.finish().await });
+        }
+        while let Some(ended) = ending.join_next().await {
+            ended.unwrap()?;
+        }
+        Ok::<_, String>(())
+    })?;
+    Ok(vec![(Metric::IdleMemory, before), (Metric::PeakMemory, watch.peak())])
+}
+
+async fn upload(to: SocketAddr, content: Arc<Content>) -> Result<Client, String> {
+    let mut client = Client::hello(to).await?;
+    client.upload(number(), &content).await?;
+    Ok(client)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}

@@ -1,0 +1,122 @@
+//! What is measured: each case is a function from a column to its figures.
+
+mod backlog;
+mod fairness;
+mod ingest;
+mod latency;
+mod memory;
+mod through;
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::args::{Args, Subject};
+use super::client::Way;
+use super::load::{self, Load, Loaded};
+use super::peers::{Relay, System};
+use super::report::{Column, Figures, Metric};
+use super::usage::{Usage, Watch, memory};
+
+/// What a measurement gave, or why it gave nothing.
+pub type Outcome = Result<Figures, String>;
+
+type Measure = dyn Fn(&Args, Column) -> Outcome;
+
+/// A row of the tables.
+pub struct Scenario {
+    pub name: String,
+    pub columns: Vec<Column>,
+    pub measure: Box<Measure>,
+}
+
+/// Everything the arguments ask for.
+pub fn scenarios(args: &Args) -> Vec<Scenario> {
+    let of = |subject: &Subject| match subject {
+        Subject::Ingest => ingest::scenarios(args),
+        Subject::Through => through::scenarios(args),
+        Subject::Latency => latency::scenarios(args),
+        Subject::Backlog => backlog::scenarios(args),
+        Subject::Memory => memory::scenarios(args),
+        Subject::Fairness => fairness::scenarios(args),
+    };
+    Subject::value_variants().iter().filter(|subject| args.wants(**subject)).flat_map(of).collect()
+}
+
+impl Scenario {
+    /// Of all relays.
+    fn of_all(
+        args: &Args,
+        name: String,
+        measure: impl Fn(&Args, Column) -> Outcome + 'static,
+    ) -> Self {
+        let columns = args.systems().into_iter().map(Column::Relay).collect();
+        Self { name, columns, measure: Box::new(measure) }
+    }
+
+    /// Of Postgate alone.
+    fn of_ours(name: String, measure: impl Fn(&Args) -> Outcome + 'static) -> Self {
+        let columns = vec![Column::Relay(System::Postgate)];
+        Self { name, columns, measure: Box::new(move |args, _| measure(args)) }
+    }
+}
+
+/// The load of most cases.
+fn load_of(args: &Args, to: std::net::SocketAddr, sessions: usize, size: usize) -> Load {
+    Load {
+        to,
+        domain: "sink.test",
+        sessions,
+        size,
+        way: Way::Plain,
+        messages: args.messages,
+        time: args.time(),
+        pace: None,
+    }
+}
+
+/// A few messages over as many sessions, so that processes and files are there.
+fn warm(load: &Load) -> Result<u64, String> {
+    let messages = (load.sessions as u64 * 2).max(20);
+    let warm = Load { messages, time: Duration::from_secs(2), pace: None, ..load.clone() };
+    load::run(&warm).map(|loaded| loaded.acknowledged)
+}
+
+/// What a relay used while something was done to it.
+struct Meter {
+    pid: u32,
+    idle: f64,
+    before: Usage,
+    watch: Watch,
+}
+
+impl Meter {
+    fn start(relay: &Relay) -> Self {
+        let pid = relay.pid();
+        Self { pid, idle: memory(pid), before: Usage::of(pid), watch: Watch::start(pid) }
+    }
+
+    fn stop(self, messages: u64) -> Figures {
+        let used = Usage::of(self.pid).since(self.before);
+        let thousands = messages as f64 / 1e3;
+        vec![
+            (Metric::Cpu, used.cpu / thousands),
+            (Metric::Written, used.written / 1_048_576.0 / thousands),
+            (Metric::IdleMemory, self.idle),
+            (Metric::PeakMemory, self.watch.peak()),
+        ]
+    }
+}
+
+fn waits(loaded: &Loaded) -> Figures {
+    vec![(Metric::P50, loaded.wait(0.5)), (Metric::P99, loaded.wait(0.99))]
+}
+
+/// `10k`, as on the command line.
+fn octets(size: usize) -> String {
+    match size {
+        size if size % (1 << 20) == 0 => format!("{} MiB", size >> 20),
+        size if size % (1 << 10) == 0 => format!("{} KiB", size >> 10),
+        size => format!("{size} octets"),
+    }
+}

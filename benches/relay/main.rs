@@ -1,0 +1,153 @@
+//! Postgate beside Postfix and others: the same load, the same smarthost, the same disk, in turn.
+//! `just bench`; what comes of it is in `docs/benchmarks.md`.
+//!
+//! Run by a test runner it is one test: a little of everything works.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    missing_docs,
+    reason = "a measurement stops at the first thing that is not as it should be, and reads clocks"
+)]
+
+mod args;
+mod cases;
+mod client;
+mod load;
+mod machine;
+mod peers;
+#[allow(dead_code, reason = "the end-to-end tests use the rest")]
+#[path = "../../tests/e2e/support/process.rs"]
+mod process;
+mod report;
+mod sink;
+mod tools;
+mod usage;
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use self::args::Args;
+use self::cases::{Outcome, Scenario};
+use self::report::{Column, Report};
+
+/// Its name as a test.
+const TEST: &str = "a_little_of_the_benchmark_runs";
+/// The page, and what is around the result in it.
+const PAGE: &str = "docs/benchmarks.md";
+const BEGIN: &str = "<!-- measured: just bench --write -->\n";
+const END: &str = "<!-- /measured -->\n";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let said = |word: &str| words.iter().any(|w| w == word);
+    if !said("--bench") {
+        return as_a_test(&words, said("--list"), said("--ignored"));
+    }
+    let args = Args::parse().settled();
+    if let Err(e) = fit(&args) {
+        eprintln!("{e}");
+        return ExitCode::from(2);
+    }
+    let report = measure(&args);
+    let text = format!("{}\n\n{}", machine::facts(&args), report.markdown());
+    println!("{text}");
+    if args.write {
+        write(&text);
+    }
+    if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What test runners expect of a program without the usual harness.
+fn as_a_test(words: &[String], list: bool, ignored: bool) -> ExitCode {
+    if list && !ignored {
+        println!("{TEST}: test");
+    }
+    let filters = || words.iter().filter(|word| !word.starts_with('-'));
+    let chosen = filters().next().is_none() || filters().any(|filter| TEST.contains(filter));
+    if list || ignored || !chosen {
+        return ExitCode::SUCCESS;
+    }
+    let place = tempfile::Builder::new().prefix("bench").tempdir().unwrap();
+    peers::open_to_all(place.path());
+    let dir = place.path().to_string_lossy();
+    quick(&format!("bench --quick --dir {dir}"));
+    // Others take long to start and to stop.
+    quick(&format!(
+        "bench --quick --dir {dir} --only ingest,through --ways plain --systems postfix"
+    ));
+    ExitCode::SUCCESS
+}
+
+/// Every figure is there, and every message has arrived.
+fn quick(words: &str) {
+    let args = Args::parse_from(words.split(' ')).settled();
+    assert_eq!(args.systems(), args.systems, "not installed");
+    let report = measure(&args);
+    println!("{}", report.markdown());
+    assert!(report.failures.is_empty(), "{:#?}", report.failures);
+}
+
+/// Whether the figures will mean something.
+fn fit(args: &Args) -> Result<(), String> {
+    let disk = machine::filesystem(&args.dir);
+    if !args.quick && (disk.starts_with("tmpfs") || disk.starts_with("overlay")) {
+        return Err(format!("{} is no disk ({disk}): say another by --dir", args.dir.display()));
+    }
+    peers::reachable(&args.dir)
+}
+
+/// Every column of every row in turn, and all of that again: what disturbs one disturbs all.
+fn measure(args: &Args) -> Report {
+    let mut report = Report::default();
+    let scenarios = cases::scenarios(args);
+    for rep in 1..=args.reps {
+        for scenario in &scenarios {
+            for column in &scenario.columns {
+                let begun = Instant::now();
+                let what = format!("{}, {}", scenario.name, column.name());
+                match once(args, scenario, *column) {
+                    Ok(figures) => report.add(&scenario.name, *column, &figures),
+                    Err(e) => report.failures.push(format!("{what}: {e}")),
+                }
+                eprintln!("{rep}/{} {what}: {:.1} s", args.reps, begun.elapsed().as_secs_f64());
+            }
+        }
+    }
+    report
+}
+
+/// A relay that fails is a line in the report, not the end of the hour.
+fn once(args: &Args, scenario: &Scenario, column: Column) -> Outcome {
+    let measured = catch_unwind(AssertUnwindSafe(|| (scenario.measure)(args, column)));
+    let figures = measured.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map_or("it failed", String::as_str);
+        Err(text.to_owned())
+    })?;
+    match figures.iter().find(|(_, value)| !value.is_finite()) {
+        Some((metric, value)) => Err(format!("{metric:?} is {value}")),
+        None if figures.is_empty() => Err("no figures".to_owned()),
+        None => Ok(figures),
+    }
+}
+
+fn write(text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).expect("the page has a place for the result");
+    let (_, after) = rest.split_once(END).expect("the place has an end");
+    fs::write(&path, format!("{before}{BEGIN}{text}{END}{after}")).unwrap();
+}

@@ -1,0 +1,167 @@
+//! Figures to tables: medians, the range, and ratios to Postfix and to the ceiling.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::peers::System;
+
+/// What is compared: the columns of the tables.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Column {
+    Relay(System),
+    /// The generator straight to smtp-sink, which stores nothing.
+    Ceiling,
+}
+
+impl Column {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Relay(system) => system.name(),
+            Self::Ceiling => "ceiling",
+        }
+    }
+}
+
+/// What is measured. A table each, in this order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Metric {
+    Rate,
+    P50,
+    P99,
+    Cpu,
+    Written,
+    IdleMemory,
+    PeakMemory,
+    Listed,
+    Reopened,
+    Drained,
+}
+
+impl Metric {
+    pub const ALL: [Self; 10] = [
+        Self::Rate,
+        Self::P50,
+        Self::P99,
+        Self::Cpu,
+        Self::Written,
+        Self::IdleMemory,
+        Self::PeakMemory,
+        Self::Listed,
+        Self::Reopened,
+        Self::Drained,
+    ];
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Rate => "messages/s",
+            Self::P50 => "wait for the 250 after the final dot, p50, ms",
+            Self::P99 => "wait for the 250 after the final dot, p99, ms",
+            Self::Cpu => "CPU seconds per 1,000 messages, all processes",
+            Self::Written => "MiB sent to the disk per 1,000 messages",
+            Self::IdleMemory => "memory before the load, MiB (PSS, all processes)",
+            Self::PeakMemory => "memory at most, MiB (PSS, all processes)",
+            Self::Listed => "first line of the queue's list, ms",
+            Self::Reopened => "from the start to the greeting with the backlog, ms",
+            Self::Drained => "backlog drained, messages/s from the start",
+        }
+    }
+}
+
+/// What one measurement gave.
+pub type Figures = Vec<(Metric, f64)>;
+
+/// Everything that was measured.
+#[derive(Default)]
+pub struct Report {
+    scenarios: Vec<String>,
+    figures: BTreeMap<(usize, Column, Metric), Vec<f64>>,
+    /// What did not go as it should have.
+    pub failures: Vec<String>,
+}
+
+impl Report {
+    pub fn add(&mut self, scenario: &str, column: Column, figures: &Figures) {
+        let at = self.scenarios.iter().position(|s| s == scenario).unwrap_or_else(|| {
+            self.scenarios.push(scenario.to_owned());
+            self.scenarios.len() - 1
+        });
+        for (metric, value) in figures {
+            self.figures.entry((at, column, *metric)).or_default().push(*value);
+        }
+    }
+
+    /// A table for each metric, without those nobody measured.
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        for metric in Metric::ALL {
+            let of_it = || self.figures.keys().filter(|key| key.2 == metric);
+            let mut columns: Vec<Column> = of_it().map(|key| key.1).collect();
+            columns.sort_unstable();
+            columns.dedup();
+            if columns.is_empty() {
+                continue;
+            }
+            let names: Vec<&str> = columns.iter().map(|column| column.name()).collect();
+            let _ = writeln!(text, "| {} | {} |", metric.title(), names.join(" | "));
+            let _ = writeln!(text, "|---|{}", "---|".repeat(columns.len()));
+            for (at, scenario) in self.scenarios.iter().enumerate() {
+                if of_it().any(|key| key.0 == at) {
+                    let cells: Vec<_> = columns.iter().map(|c| self.cell(at, *c, metric)).collect();
+                    let _ = writeln!(text, "| {scenario} | {} |", cells.join(" | "));
+                }
+            }
+            text.push('\n');
+        }
+        for failure in &self.failures {
+            let _ = writeln!(text, "- not measured: {failure}");
+        }
+        text
+    }
+
+    fn cell(&self, at: usize, column: Column, metric: Metric) -> String {
+        let Some(values) = self.figures.get(&(at, column, metric)) else {
+            return String::new();
+        };
+        let middle = median(values);
+        let mut cell = number(middle);
+        if values.len() > 1 {
+            let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+            let high = values.iter().copied().fold(0.0, f64::max);
+            let _ = write!(cell, " ({}..{})", number(low), number(high));
+        }
+        let other = |other: Column| {
+            let values = self.figures.get(&(at, other, metric)).filter(|_| other != column);
+            values.map(|values| median(values)).filter(|m| *m > 0.0)
+        };
+        if let Some(postfix) = other(Column::Relay(System::Postfix)) {
+            let _ = write!(cell, " **{:.2} x**", middle / postfix);
+        }
+        if let Some(ceiling) = other(Column::Ceiling).filter(|_| metric == Metric::Rate) {
+            let _ = write!(cell, " {:.0} %", middle / ceiling * 100.0);
+        }
+        cell
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Three digits that count, with commas between thousands.
+fn number(value: f64) -> String {
+    if value < 100.0 {
+        let decimals = if value < 1.0 {
+            3
+        } else if value < 10.0 {
+            2
+        } else {
+            1
+        };
+        return format!("{value:.decimals$}");
+    }
+    let digits = format!("{value:.0}");
+    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    String::from_utf8(groups.join(&b',')).unwrap()
+}
