@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::super::process::run;
+use super::super::process;
 use super::{Onward, PATIENCE, Plan, command, first_line};
 
 /// The account Debian's Exim runs as.
@@ -25,18 +25,16 @@ pub fn version() -> Option<String> {
 pub fn plan(home: &Path, address: SocketAddr, onward: Onward) -> Plan {
     for folder in ["queue", "log"] {
         fs::create_dir(home.join(folder)).unwrap();
-        run(&mut owned(&home.join(folder)), b"", PATIENCE).expect_code(0);
+        process::run(&mut owned(&home.join(folder)), b"", PATIENCE).expect_code(0);
     }
     let file = home.join("exim.conf");
     fs::write(&file, configuration(home, address, onward)).unwrap();
     let (exim, file) = (binary().unwrap(), file.to_string_lossy().into_owned());
     let cli = |words: &[&str]| command(&exim, &[&["-C", &file], words].concat());
-    Plan {
-        run: cli(&["-bdf", "-q1m"]),
-        then: Vec::new(),
-        flush: vec![cli(&["-qff"])],
-        list: cli(&["-bp"]),
-    }
+    // It changes its account, and the kernel then forgets to end it with us; the shell does not.
+    let mut run = command("sh", &["-c", "\"$@\" & trap \"kill $!\" TERM; wait", "exim"]);
+    run.arg(&exim).args(["-C", &file, "-bdf", "-q1m"]);
+    Plan { run, then: Vec::new(), flush: vec![cli(&["-qff"])], list: cli(&["-bp"]) }
 }
 
 fn owned(path: &Path) -> std::process::Command {
