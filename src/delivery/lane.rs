@@ -153,10 +153,16 @@ impl Lane {
         Self { upstream, limits, refused, health: Arc::new(Mutex::new(health)) }
     }
 
-    /// The same upstream after a reload: what is known of its health goes on.
+    /// The same upstream after a reload: what is known of its health goes on. One that is made anew is
+    /// asked again, should it have refused a login: that may be another one.
     pub fn take_over(&mut self, before: &Self) {
         self.health = Arc::clone(&before.health);
-        self.health().breaker.reconfigure(self.limits.breaker);
+        let mut health = self.health();
+        health.breaker.reconfigure(self.limits.breaker);
+        // Versions are counted for each secret: those of another one tell nothing.
+        if !Arc::ptr_eq(&self.upstream, &before.upstream) {
+            health.breaker.login_changed();
+        }
     }
 
     /// The upstream's name.
@@ -579,6 +585,20 @@ mod tests {
         let mut new = world(None);
         new.lane.take_over(&old.lane);
         assert_eq!(new.lane.view(old.now, WALL).condition.word, "open");
+    }
+
+    #[test]
+    fn a_refused_login_is_held_over_a_reload_unless_the_upstream_is_made_anew() {
+        let old = world(None);
+        assert_eq!(old.attempt(vec![failed(Blame::Upstream, Remedy::Secret)]), "held");
+        let limits = old.lane.limits.clone();
+        let upstream = Arc::clone(&old.lane.upstream);
+        let mut kept = Lane::new(upstream, limits, Box::new(|| {}), WALL);
+        kept.take_over(&old.lane);
+        assert_eq!(kept.view(old.now, WALL).condition.word, "held");
+        let mut anew = world(None);
+        anew.lane.take_over(&old.lane);
+        assert_eq!(anew.word(), "half-open");
     }
 
     #[test]

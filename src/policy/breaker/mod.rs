@@ -266,6 +266,13 @@ impl Breaker {
         }
     }
 
+    /// The login is made another way now, with whichever version: what was refused says nothing.
+    pub fn login_changed(&mut self) {
+        if matches!(self.phase, Phase::Held { .. }) {
+            self.phase = Phase::HalfOpen { probes: self.settings.probes.max(1) };
+        }
+    }
+
     /// The operator lets nothing through, or (with `None`) lets things take their course again.
     pub fn pause(&mut self, pin: Option<Pin>) {
         self.pin = pin;
