@@ -54,7 +54,7 @@ struct Leaves {
 
 #[async_trait]
 impl Leaving for Leaves {
-    async fn content_leaves(&self) -> Result<(), String> {
+    async fn content_leaves(&self, _: &[usize]) -> Result<(), String> {
         self.times.fetch_add(1, Ordering::SeqCst);
         if self.refused { Err("the note could not be written".into()) } else { Ok(()) }
     }

@@ -161,7 +161,8 @@ fn may(
         if upstream == lane.name());
     match fitness {
         Fitness::Eligible if there => {
-            (May::Unconfirmed, Some("the answer was lost; it is asked again".into()))
+            let when = if down { " once it is well" } else { "" };
+            (May::Unconfirmed, Some(format!("the answer was lost; it is asked again{when}")))
         }
         Fitness::Eligible if down => {
             let why = condition.reason.map(|reason| format!(": {reason}")).unwrap_or_default();

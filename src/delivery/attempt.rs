@@ -92,13 +92,14 @@ impl Leaving for Departure<'_> {
         Some(Label { id: message.id, attempt: message.attempts + 1 })
     }
 
-    async fn content_leaves(&self) -> Result<(), String> {
+    async fn content_leaves(&self, refused: &[usize]) -> Result<(), String> {
         let Attempt { plan, way, spool, lane, .. } = self.attempt;
         if !plan.is_noted(way) {
             return Ok(());
         }
         let mut message = self.claim.message.clone();
-        for place in &way.places {
+        let taken = way.places.iter().enumerate().filter(|(at, _)| !refused.contains(at));
+        for (_, place) in taken {
             if let Some(status) = message.status.get_mut(*place) {
                 let upstream = lane.name().to_owned();
                 *status = RecipientStatus::Unconfirmed { upstream, failure: interrupted() };

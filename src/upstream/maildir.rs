@@ -89,7 +89,7 @@ impl Upstream for MaildirUpstream {
         _deadline: Instant,
     ) -> Outcome {
         let begun = self.clock.now();
-        if let Err(why) = leaving.content_leaves().await {
+        if let Err(why) = leaving.content_leaves(&[]).await {
             let outcome = Unfiled::from(io::Error::other(why)).outcome();
             return Outcome::all(envelope.recipients.len(), &outcome);
         }

@@ -54,8 +54,9 @@ pub trait Upstream: Send + Sync + 'static {
 /// Told that the content is about to leave: the last moment at which nothing can have been taken.
 #[async_trait]
 pub trait Leaving: Send + Sync {
-    /// Returns when the content may leave; an error says why it must not.
-    async fn content_leaves(&self) -> Result<(), String>;
+    /// Returns when the content may leave; an error says why it must not. It goes to nobody of
+    /// `refused`, by their places in the attempt's envelope.
+    async fn content_leaves(&self, refused: &[usize]) -> Result<(), String>;
 
     /// What the attempt is called, for an upstream that keeps such a name beside the message.
     fn label(&self) -> Option<Label> {
@@ -79,7 +80,7 @@ pub(crate) struct Free;
 #[cfg(test)]
 #[async_trait]
 impl Leaving for Free {
-    async fn content_leaves(&self) -> Result<(), String> {
+    async fn content_leaves(&self, _: &[usize]) -> Result<(), String> {
         Ok(())
     }
 }

@@ -251,9 +251,11 @@ impl Upstream for Simulated {
         let verdicts: Vec<_> = all.iter().map(|name| self.verdict(name)).collect();
         let taken = all.iter().zip(&verdicts).filter(|(_, v)| v.is_none()).map(|(n, _)| n.clone());
         let taken: Vec<String> = taken.collect();
+        let refused: Vec<usize> =
+            (0..all.len()).filter(|place| verdicts[*place].is_some()).collect();
         let outcome = if taken.is_empty() {
             deferred(Stage::Data, Blame::Local, Remedy::Time)
-        } else if leaving.content_leaves().await.is_err() {
+        } else if leaving.content_leaves(&refused).await.is_err() {
             deferred(Stage::Storage, Blame::Local, Remedy::Time)
         } else {
             self.content(&taken).await

@@ -76,7 +76,7 @@ async fn hand_over(
     let base = shared.client.send_email().await;
     let base = base.map_err(|problem| classify::judge(&problem).outcome)?;
     let base = filled_in(base, settings, leaving.label(), octets)?;
-    leaving.content_leaves().await.map_err(|why| classify::unasked(Stage::Request, why))?;
+    leaving.content_leaves(&[]).await.map_err(|why| classify::unasked(Stage::Request, why))?;
     let mut waiting = vec![places];
     while let Some(places) = waiting.pop() {
         if Instant::now() >= deadline {

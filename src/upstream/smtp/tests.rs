@@ -108,6 +108,28 @@ async fn one_refused_recipient_of_three_harms_no_other() {
     }
 }
 
+/// Writes down who was refused before the content left.
+#[derive(Default)]
+struct Watch(std::sync::Mutex<Vec<Vec<usize>>>);
+
+#[async_trait]
+impl Leaving for Watch {
+    async fn content_leaves(&self, refused: &[usize]) -> Result<(), String> {
+        self.0.lock().unwrap().push(refused.to_vec());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn leave_is_asked_once_and_told_who_is_not_to_have_it() {
+    let fake = Fake::start(ALL).await.on("RCPT TO:<y", say("550 5.1.1 unknown\r\n"));
+    let (upstream, watch) = (upstream(fake.settings()), Watch::default());
+    let to = envelope(&["x@b.example", "y@b.example", "z@b.example"]);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    upstream.deliver(&to, &Body::Memory(TEXT.into()), &watch, deadline.into_std()).await;
+    assert_eq!(*watch.0.lock().unwrap(), [[1]]);
+}
+
 #[tokio::test]
 async fn when_every_recipient_is_refused_no_content_is_sent_and_the_connection_lives() {
     for (extensions, data) in [(ALL, "354 go\r\n"), (ALL, "554 5.5.1 none\r\n"), (&[], "")] {

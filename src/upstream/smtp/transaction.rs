@@ -230,7 +230,9 @@ impl Transaction<'_> {
 
     /// The content and the final dot; the reply to it.
     async fn content(&mut self) -> Result<Reply, Break> {
-        let leave = self.leaving.content_leaves().await;
+        let refused = self.verdicts.iter().enumerate().filter(|(_, verdict)| verdict.is_some());
+        let refused: Vec<usize> = refused.map(|(place, _)| place).collect();
+        let leave = self.leaving.content_leaves(&refused).await;
         leave.map_err(|why| Cause::NoLeave(why).at(Stage::Storage))?;
         let (mut stuffer, mut out, mut offset) = (Stuffer::default(), Vec::new(), 0);
         let limit = self.timeouts.data;
