@@ -35,6 +35,9 @@ const RENEW_PAUSE: Duration = Duration::from_secs(10);
 /// The shortest time between two renewals.
 const RENEW_MIN: Duration = Duration::from_millis(500);
 
+/// A longer life than this is not believed: the end of one could lie beyond what a clock can tell.
+const LIFE_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+
 /// A token this old may lack policies its role has got since: a refusal is worth a new login.
 const TOKEN_OLD: Duration = Duration::from_mins(10);
 
@@ -361,6 +364,7 @@ impl Vault {
         before: Option<&Token>,
     ) -> Arc<Token> {
         let now = self.clock.now();
+        let ttl = ttl.map(|ttl| ttl.min(LIFE_MAX));
         let life = ttl.map(|ttl| Life {
             renewable,
             renew_at: now + ttl * 2 / 3,
@@ -420,6 +424,37 @@ impl Vault {
             VaultAuth::AppRole { secret_id_file, .. } => {
                 format!("the secret id in {}", secret_id_file.display())
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, Timestamp};
+
+    #[test]
+    fn no_life_that_vault_may_tell_of_stops_the_program() {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1_795_252_321_431)));
+        let settings = VaultSettings {
+            address: "http://127.0.0.1:8200".into(),
+            namespace: None,
+            ca_file: None,
+            auth: VaultAuth::TokenEnvironment("VAULT_TOKEN".into()),
+            timeout: Duration::from_secs(1),
+        };
+        let vault = Vault::new(&settings, Arc::clone(&clock) as _).unwrap();
+        let second = Duration::from_secs(1);
+        for (ttl, lives) in [
+            (LIFE_MAX.saturating_sub(second), LIFE_MAX.saturating_sub(second)),
+            (LIFE_MAX, LIFE_MAX),
+            (LIFE_MAX + second, LIFE_MAX),
+            (Duration::from_secs(u64::MAX), LIFE_MAX),
+        ] {
+            let token = vault.adopt(&Secret::new("hvs.x".into()), Some(ttl), true, None);
+            let life = token.life.as_ref().unwrap();
+            assert_eq!(life.ends.duration_since(clock.now()), lives, "{ttl:?}");
+            assert!(life.renew_at < life.ends);
         }
     }
 }
