@@ -6,6 +6,10 @@ use super::error::{ContentError, FetchError, PartError};
 use super::settings::Fields;
 use crate::secret::{Credentials, Place, Secret};
 
+/// The most names of fields that an error tells, and characters of each.
+const NAMES_MAX: usize = 20;
+const NAME_MAX: usize = 64;
+
 /// What a source gave, before anyone says what it means.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Fetched {
@@ -69,13 +73,13 @@ pub(super) fn understand(fetched: &Fetched, names: &Fields) -> Result<Credential
         (true, false) => return Err(reading.bad("username", "is empty, and there is a password")),
         _ => {}
     }
-    let text = |part| Ok(reading.given(part)?.map(|s| s.expose().to_owned()));
+    let text = |part| Ok(reading.given(part)?.map(|s| s.expose().trim().to_owned()));
     let place = Place {
         host: text("host")?,
         port: reading.parsed("port", "is not a port", port)?,
         use_tls: reading.parsed("use_tls", "is neither true nor false", truth)?,
         from: text("from")?,
-        region: text("region")?,
+        region: reading.parsed("region", "is no region of AWS", region)?,
     };
     let session_token = reading.given("session_token")?.cloned();
     let mut found = Credentials::new(username.expose().to_owned(), password.clone(), 0);
@@ -163,11 +167,31 @@ impl<'a> Reading<'a> {
         ContentError::Value { field: field.to_owned(), why }
     }
 
+    /// The names that are there: as many of them, and as much, as fit in a line.
     fn present(&self) -> String {
-        let unusable = self.fetched.unusable.iter().map(|name| format!("{name} (no text)"));
-        let names: Vec<_> = self.fetched.fields.keys().cloned().chain(unusable).collect();
-        if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+        let unusable =
+            self.fetched.unusable.iter().map(|name| format!("{} (no text)", short(name)));
+        let named = self.fetched.fields.keys().map(|name| short(name));
+        let names: Vec<_> = named.chain(unusable).take(NAMES_MAX).collect();
+        let more = self.fetched.fields.len() + self.fetched.unusable.len() - names.len();
+        match (names.is_empty(), more) {
+            (true, _) => "nothing".to_owned(),
+            (false, 0) => names.join(", "),
+            (false, more) => format!("{} and {more} more", names.join(", ")),
+        }
     }
+}
+
+/// A name that someone else has chosen, as it may stand in a line.
+fn short(name: &str) -> String {
+    let harmless = |c: char| if c.is_control() { '?' } else { c };
+    name.chars().take(NAME_MAX).map(harmless).collect()
+}
+
+/// What can be a part of a host's name: AWS's client makes no request otherwise.
+fn region(text: &str) -> Option<String> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (text.contains('-') && text.len() <= 63 && text.bytes().all(fits)).then(|| text.to_owned())
 }
 
 fn port(text: &str) -> Option<u16> {
@@ -201,7 +225,11 @@ mod tests {
         for (part, spellings) in SPELLINGS {
             for spelling in spellings {
                 for name in [(*spelling).to_owned(), spelling.to_uppercase()] {
-                    let value = if part == "port" { "587" } else { "true" };
+                    let value = match part {
+                        "port" => "587",
+                        "region" => "eu-west-1",
+                        _ => "true",
+                    };
                     let mut fields = vec![(name.as_str(), value)];
                     if part != "username" {
                         fields.push(("username", "relay"));
@@ -236,6 +264,29 @@ mod tests {
         odd.unusable.push("password".into());
         let error = understand(&odd, &Fields::new()).unwrap_err().to_string();
         assert!(error.ends_with("it has user, password (no text)"), "{error}");
+    }
+
+    #[test]
+    fn the_names_of_fields_that_someone_else_chose_fit_in_a_line() {
+        let error = read(&[("user", "relay"), ("a\r\nb\u{9b}", "x")]).unwrap_err();
+        assert!(error.ends_with("it has a??b?, user"), "{error}");
+        for (n, more) in [(NAMES_MAX - 1, ""), (NAMES_MAX, ""), (NAMES_MAX + 1, " and 1 more")] {
+            let names: Vec<_> = (0..n).map(|n| format!("{n}{}", "x".repeat(NAME_MAX))).collect();
+            let fields: Vec<_> = names.iter().map(|name| (name.as_str(), "x")).collect();
+            let error = read(&fields).unwrap_err();
+            assert_eq!(error.matches("xx,").count() + 1, n.min(NAMES_MAX), "{error}");
+            assert!(error.ends_with(&format!("xx{more}")) && error.len() < 2000, "{error}");
+        }
+    }
+
+    #[test]
+    fn blanks_around_a_region_or_host_do_no_harm() {
+        let login = [("user", "a"), ("password", "p"), ("region", " eu-west-1 "), ("host", "h ")];
+        let place = read(&login).unwrap().place;
+        assert_eq!(
+            (place.region.as_deref(), place.host.as_deref()),
+            (Some("eu-west-1"), Some("h"))
+        );
     }
 
     #[test]
@@ -276,6 +327,9 @@ mod tests {
             ("port", "hunter2"),
             ("use_tls", "hunter2"),
             ("host", "hunter2\n"),
+            ("region", "hunter2"),
+            ("region", "eu-west-1/hunter2"),
+            ("region", "eu-west-1 hunter2"),
         ] {
             let mut fields = login.to_vec();
             fields.push((field, value));
