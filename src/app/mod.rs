@@ -136,7 +136,7 @@ impl Daemon {
         let spool = open_spool(&live.config, Arc::clone(&clock))?;
         Pauses::of(&live.config.spool.path)
             .restore(&live.plan.load())
-            .map_err(system("read what was paused"))?;
+            .map_err(system("read pauses.json in the spool"))?;
 
         let (close, halt, leave) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());

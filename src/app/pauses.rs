@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::delivery::Plan;
 use crate::delivery::lane::Intervention;
+use crate::event;
 
 /// The file in the spool's directory.
 const FILE: &str = "pauses.json";
@@ -23,16 +25,21 @@ struct Kept {
 }
 
 /// Where the pauses are kept.
-#[derive(Clone, Debug)]
-pub(super) struct Pauses(PathBuf);
+#[derive(Debug)]
+pub(super) struct Pauses {
+    path: PathBuf,
+    /// Two operators at once would write into the same new file.
+    writing: Mutex<()>,
+}
 
 impl Pauses {
     /// Those of a spool.
     pub(super) fn of(spool: &Path) -> Self {
-        Self(spool.join(FILE))
+        Self { path: spool.join(FILE), writing: Mutex::new(()) }
     }
 
-    /// Pauses what was paused, for as long as was left. An upstream that is gone is forgotten.
+    /// Pauses what was paused, for as long as was left. An upstream that is gone is forgotten. What
+    /// cannot be understood is put aside and told: no mail is refused for the sake of a note.
     pub(super) fn restore(&self, plan: &Plan) -> io::Result<()> {
         let (now, wall) = (SystemClock.now(), SystemClock.wall());
         for Kept { upstream, reason, until } in self.read()? {
@@ -49,6 +56,7 @@ impl Pauses {
 
     /// Writes down what is paused now.
     pub(super) fn keep(&self, plan: &Plan) -> io::Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, wall) = (SystemClock.now(), SystemClock.wall());
         let pinned = plan.lanes().iter().filter_map(|lane| {
             let (reason, left) = lane.view(now, wall).pin?;
@@ -56,20 +64,50 @@ impl Pauses {
             Some(Kept { upstream: lane.name().to_owned(), reason, until })
         });
         let text = serde_json::to_vec(&pinned.collect::<Vec<_>>())?;
-        let new = self.0.with_extension("new");
+        let new = self.path.with_extension("new");
         let mut file = fs::File::create(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
-        fs::rename(&new, &self.0)?;
-        let directory = self.0.parent().unwrap_or_else(|| Path::new("."));
+        fs::rename(&new, &self.path)?;
+        let directory = self.path.parent().unwrap_or_else(|| Path::new("."));
         fs::File::open(directory)?.sync_all()
     }
 
     fn read(&self) -> io::Result<Vec<Kept>> {
-        match fs::read(&self.0) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(e),
+        let text = match fs::read(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            text => text?,
+        };
+        let error = match serde_json::from_slice(&text) {
+            Ok(kept) => return Ok(kept),
+            Err(error) => error,
+        };
+        let aside = self.path.with_extension("damaged");
+        fs::rename(&self.path, &aside)?;
+        event::PausesLost { kept: &aside, error: &error }.emit();
+        Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_list_of_pauses_is_put_aside_and_keeps_nothing_from_starting() {
+        let spool = tempfile::tempdir().unwrap();
+        let pauses = Pauses::of(spool.path());
+        assert_eq!(pauses.read().unwrap(), [], "none yet");
+        let file = |extension| spool.path().join(FILE).with_extension(extension);
+        for garbage in ["", "{", "[{\"upstream\":1}]", "[]]", "\0\0\0\0"] {
+            fs::write(file("json"), garbage).unwrap();
+            assert_eq!(pauses.read().unwrap(), [], "{garbage:?}");
+            assert!(!file("json").exists());
+            assert_eq!(fs::read(file("damaged")).unwrap(), garbage.as_bytes());
         }
+        fs::write(file("json"), r#"[{"upstream":"core","reason":"x","until":7}]"#).unwrap();
+        let until = Some(Timestamp::from_millis(7));
+        let kept = Kept { upstream: "core".into(), reason: "x".into(), until };
+        assert_eq!(pauses.read().unwrap(), [kept]);
     }
 }

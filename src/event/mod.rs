@@ -20,7 +20,7 @@ pub use delivering::{
     RouteSwitched,
 };
 pub use receiving::{AcceptFailed, Disconnected, PeerRefused, Queued, Rejected};
-pub use running::{AdminAction, ConfigWarnings, Reloaded, Started, Stopped, Stopping};
+pub use running::{AdminAction, ConfigWarnings, PausesLost, Reloaded, Started, Stopped, Stopping};
 pub use secrets::{
     SecretChanged, SecretKept, SecretRead, SecretReadable, SecretUnreadable, VaultToken,
 };

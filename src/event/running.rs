@@ -118,3 +118,21 @@ impl AdminAction<'_> {
         }
     }
 }
+
+/// What operators had paused before the start cannot be understood.
+pub struct PausesLost<'a> {
+    /// Where it was put.
+    pub kept: &'a std::path::Path,
+    /// What is wrong with it.
+    pub error: &'a dyn std::fmt::Display,
+}
+
+impl PausesLost<'_> {
+    /// Logs it.
+    pub fn emit(&self) {
+        let Self { kept, error } = self;
+        let kept = kept.display();
+        error!(event = "pauses", %kept, %error,
+            "no upstream is paused any more: pause again what is to be paused");
+    }
+}
