@@ -58,8 +58,7 @@ async fn smarthost(
     let report = probe(settings, credentials, &asked, SystemClock.wall()).await;
     let report = report.map_err(|e| Failure::new(exit::CONFIG, e.to_string()))?;
     if global.json {
-        let json = serde_json::to_string(&report);
-        out.line(&json.map_err(|e| Failure::new(exit::SOFTWARE, e.to_string()))?)?;
+        out.json(&report)?;
     } else {
         out.line(&head)?;
         lines(&report).iter().try_for_each(|line| out.line(line))?;
