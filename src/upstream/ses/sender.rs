@@ -52,7 +52,10 @@ impl<'a> Mailboxes<'a> {
 /// `From: display <default>`, the display name as it stood in `from`.
 pub(super) fn write_from(default: &str, from: Option<&Mailboxes<'_>>, out: &mut Vec<u8>) {
     let display = from.and_then(|from| from.list.first()).map_or(&b""[..], |first| first.display);
-    out.extend_from_slice(b"From: ");
+    let first = display.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end().len();
+    // It may have filled a line of its own, and must not grow too long beside the field's name.
+    let fits = "From: ".len() + first <= LINE_MAX;
+    out.extend_from_slice(if fits { b"From: " } else { b"From:\r\n " });
     if display.is_empty() {
         out.extend_from_slice(default.as_bytes());
     } else {
@@ -253,6 +256,23 @@ mod tests {
             let first = out.split(|b| *b == b'\n').next().unwrap();
             assert_eq!(first == b"X-Original-From:\r", folded, "{n}");
             assert!(first.len() - 1 <= LINE_MAX);
+        }
+    }
+
+    #[test]
+    fn a_display_name_that_filled_a_line_does_so_again() {
+        for (n, begins) in [
+            (LINE_MAX - 7, "From: x"),
+            (LINE_MAX - 6, "From: x"),
+            (LINE_MAX - 5, "From:\r\n x"),
+            (LINE_MAX - 1, "From:\r\n x"),
+        ] {
+            let value = format!("\r\n {}\r\n <a@x>\r\n", "x".repeat(n));
+            let (from, mut out) = (Mailboxes::read(value.as_bytes()).unwrap(), Vec::new());
+            write_from("relay@ok.example", Some(&from), &mut out);
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.starts_with(begins) && text.ends_with("x\r\n <relay@ok.example>\r\n"));
+            assert!(text.split("\r\n").all(|line| line.len() <= LINE_MAX), "{n}");
         }
     }
 
