@@ -15,8 +15,8 @@
 #[path = "support/ses.rs"]
 mod ses;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -45,17 +45,19 @@ struct Rig {
     leaves: Leaves,
 }
 
-/// Counts how often content leaves.
+/// Counts how often content leaves, and keeps whom it was not for the last time.
 #[derive(Default)]
 struct Leaves {
     times: AtomicUsize,
+    not_for: Mutex<Vec<usize>>,
     refused: bool,
 }
 
 #[async_trait]
 impl Leaving for Leaves {
-    async fn content_leaves(&self, _: &[usize]) -> Result<(), String> {
+    async fn content_leaves(&self, refused: &[usize]) -> Result<(), String> {
         self.times.fetch_add(1, Ordering::SeqCst);
+        refused.clone_into(&mut self.not_for.lock().unwrap());
         if self.refused { Err("the note could not be written".into()) } else { Ok(()) }
     }
 
@@ -571,6 +573,7 @@ async fn an_international_domain_travels_in_ascii() {
     assert_eq!(words(&outcome), ["sent", "bounced"]);
     assert_eq!(rig.fake.sent()[0].to, ["a@xn--bcher-kva.example"]);
     assert_eq!(failure(&outcome, 1).status.to_string(), "5.6.7");
+    assert_eq!(*rig.leaves.not_for.lock().unwrap(), [1], "who is not asked for is said before");
 }
 
 #[tokio::test]

@@ -76,7 +76,10 @@ async fn hand_over(
     let base = shared.client.send_email().await;
     let base = base.map_err(|problem| classify::judge(&problem).outcome)?;
     let base = filled_in(base, settings, leaving.label(), octets)?;
-    leaving.content_leaves(&[]).await.map_err(|why| classify::unasked(Stage::Request, why))?;
+    leaving
+        .content_leaves(&ledger.settled())
+        .await
+        .map_err(|why| classify::unasked(Stage::Request, why))?;
     let mut waiting = vec![places];
     while let Some(places) = waiting.pop() {
         if Instant::now() >= deadline {
@@ -274,6 +277,11 @@ impl Ledger {
     fn pending(&self) -> Vec<usize> {
         let pending = self.entries.iter().enumerate().filter(|(_, e)| e.outcome.is_none());
         pending.map(|(place, _)| place).collect()
+    }
+
+    fn settled(&self) -> Vec<usize> {
+        let settled = self.entries.iter().enumerate().filter(|(_, e)| e.outcome.is_some());
+        settled.map(|(place, _)| place).collect()
     }
 
     fn addresses(&self, places: &[usize]) -> Vec<String> {
