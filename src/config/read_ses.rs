@@ -82,7 +82,9 @@ fn auth(name: &str, section: &mut Section<'_>, secrets: &mut Secrets<'_>) -> Opt
 fn region(section: &mut Section<'_>) -> Option<String> {
     let region: String = section.optional("region")?;
     let is_region = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if !region.contains('-') || !region.chars().all(is_region) {
+    // A letter at the end is that of an availability zone.
+    let ends_well = region.ends_with(|c: char| c.is_ascii_digit());
+    if !region.contains('-') || !ends_well || !region.chars().all(is_region) {
         let cure = "write region = \"eu-west-1\"";
         section.error("region", format_args!("\"{region}\" is no region of AWS"), cure);
     }
