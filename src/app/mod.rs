@@ -240,10 +240,12 @@ fn open_probes(
     leave: &CancellationToken,
 ) -> Result<(), RunError> {
     let Some(address) = live.config.metrics.listen else { return Ok(()) };
-    let failed = || system("open the metrics' listener");
-    let listener = std::net::TcpListener::bind(address).map_err(failed())?;
-    listener.set_nonblocking(true).map_err(failed())?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed())?;
+    let open = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    let listener = open().map_err(|source| server::BindError::Bind { address, source })?;
     let probes = gauges::probes(live, Arc::clone(spool));
     tokio::spawn(admin::serve_probes(listener, probes, leave.clone().cancelled_owned()));
     Ok(())
