@@ -14,15 +14,21 @@ pub struct SecretKept<'a> {
     pub name: &'a str,
     /// How often it is read.
     pub interval: Duration,
+    /// Our number for what is known already, after a reload; 0 while there is nothing.
+    pub version: u64,
+    /// When that was read.
+    pub read: Option<Timestamp>,
 }
 
 impl SecretKept<'_> {
     /// Measures it.
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus' numbers are floating point")]
     pub fn emit(&self) {
         let label = [("secret", self.name.to_owned())];
         gauge!("postgate_secret_refresh_interval_seconds", &label).set(self.interval);
-        gauge!("postgate_secret_last_refresh_success_timestamp_seconds", &label).increment(0);
-        gauge!("postgate_secret_version", &label).increment(0);
+        let at = Duration::from_millis(self.read.map_or(0, Timestamp::as_millis));
+        gauge!("postgate_secret_last_refresh_success_timestamp_seconds", &label).set(at);
+        gauge!("postgate_secret_version", &label).set(self.version as f64);
     }
 }
 

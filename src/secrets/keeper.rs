@@ -106,7 +106,13 @@ impl Keeper {
 
     /// Reads it, for ever.
     pub(super) async fn run(self: Arc<Self>) {
-        event::SecretKept { name: &self.name, interval: self.settings.refresh }.emit();
+        event::SecretKept {
+            name: &self.name,
+            interval: self.settings.refresh,
+            version: self.told.borrow().as_ref().map_or(0, |known| known.version),
+            read: self.notes.borrow().success.map(|(_, at)| at),
+        }
+        .emit();
         let mut failures = 0;
         let mut answered: Option<tokio::time::Instant> = None;
         loop {

@@ -21,6 +21,9 @@ const FILE_MAX: u64 = 64 * 1024;
 /// Permission bits that let others than owner and group read or write.
 const OTHERS: u32 = 0o007;
 
+/// The variable in which systemd tells where the credentials of the unit are.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
 /// A secret in parts. Everything is read again each time.
 pub(super) struct Parts(pub(super) BTreeMap<String, Given>);
 
@@ -50,6 +53,10 @@ fn gather(parts: &BTreeMap<String, Given>) -> Result<Fetched, FetchError> {
 
 /// The text of a file without the newline at its end. What everyone can read is refused.
 pub(super) fn file(path: &Path) -> Result<Secret, PartError> {
+    // The configuration leaves this in a path when the variable is not there to replace it.
+    if path.starts_with(format!("${CREDENTIALS}")) {
+        return Err(PartError::Variable(CREDENTIALS.to_owned()));
+    }
     let failed = |e: &std::io::Error| PartError::File { path: path.into(), kind: e.kind() };
     let bad = |why| PartError::Value { place: path.display().to_string(), why };
     let mut file = File::open(path).map_err(|e| failed(&e))?;
@@ -103,6 +110,12 @@ mod tests {
         {
             assert_eq!(written(content.as_bytes(), 0o600).unwrap().expose(), value);
         }
+    }
+
+    #[test]
+    fn a_path_in_a_directory_that_is_not_known_names_the_variable() {
+        let error = file(Path::new("$CREDENTIALS_DIRECTORY/token")).unwrap_err().to_string();
+        assert_eq!(error, "the environment variable CREDENTIALS_DIRECTORY is not set");
     }
 
     #[test]

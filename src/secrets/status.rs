@@ -76,7 +76,8 @@ impl SecretStatus {
             name: keeper.name.clone(),
             location: location(&keeper.settings.source),
             state,
-            version: notes.version,
+            // The notes count on after a secret that was read elsewhere.
+            version: credentials.as_ref().map_or(0, |found| found.version),
             source_version: notes.source_version,
             last_success: notes.success.map(|(_, at)| at),
             age_seconds: age,

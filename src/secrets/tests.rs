@@ -195,6 +195,7 @@ async fn a_new_keeper_goes_on_with_what_is_known_unless_it_reads_something_else(
     let legacy = new.kept["smtp"].keeper.legacy(&wanted);
     let other = keep(&Script::new([login("a", 1)]), &wanted, legacy);
     assert_eq!(password(&other), None);
+    assert_eq!(status(&other).version, 0, "what was read elsewhere is not told of");
     other.tried().await;
     assert_eq!(password(&other), Some(("a".into(), 2)), "a number is used once");
 }
