@@ -346,7 +346,7 @@ fn upstreams_and_secrets_are_listed_for_eyes_and_as_json_lines() {
     assert!(table.contains("\nsmtp  environment  -        -    current\n"), "{table}");
     assert_eq!(daemon.run(&["secrets", "status", "--json"]).1.lines().count(), 1);
     let (code, data, talk) = daemon.run(&["secrets", "refresh", "smtp"]);
-    assert_eq!((code, data.as_str()), (0, "the secret is read again\n"));
+    assert_eq!((code, data.as_str()), (0, "the secret is read again within ten seconds\n"));
     assert!(talk.contains("postgate secrets status"), "{talk}");
     let (code, _, talk) = daemon.run(&["secrets", "refresh", "sntp"]);
     assert_eq!(code, 1);

@@ -183,7 +183,7 @@ pub enum May {
     Eligible,
     /// It could go there, but for now nothing does.
     Waits,
-    /// It would be refused there.
+    /// It cannot go there: it would be refused, or another upstream may have it already.
     Ineligible,
     /// It was refused there.
     Refused,

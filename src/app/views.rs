@@ -159,15 +159,21 @@ fn may(
     let down = !condition.is_well();
     let there = matches!(status, Some(RecipientStatus::Unconfirmed { upstream, .. })
         if upstream == lane.name());
+    // An operator need not say why.
+    let rest = || match condition.reason.as_deref().filter(|why| !why.is_empty()) {
+        Some(why) => format!("{}: {why}", condition.word),
+        None => condition.word.to_owned(),
+    };
     match fitness {
+        Fitness::Eligible if there && down => {
+            let why = format!("the answer was lost; it is asked again, but waits: {}", rest());
+            (May::Unconfirmed, Some(why))
+        }
         Fitness::Eligible if there => {
             let when = if down { " once it is well" } else { "" };
             (May::Unconfirmed, Some(format!("the answer was lost; it is asked again{when}")))
         }
-        Fitness::Eligible if down => {
-            let why = condition.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            (May::Waits, Some(format!("{}{why}", condition.word)))
-        }
+        Fitness::Eligible if down => (May::Waits, Some(rest())),
         Fitness::Eligible if std::mem::replace(taken, true) => (May::Eligible, None),
         Fitness::Eligible => (May::Next, None),
         Fitness::Ineligible(why) => (May::Ineligible, Some(why.to_string())),

@@ -102,7 +102,7 @@ pub(super) struct CheckConfig {
 pub(super) enum Queue {
     /// List messages, the oldest first
     List {
-        /// Only messages in this state, or those with unconfirmed recipients
+        /// Only messages that are incoming, active, deferred, held, dead, or unconfirmed
         #[arg(long, value_name = "STATE")]
         state: Option<Selection>,
     },
@@ -165,7 +165,7 @@ pub(super) struct Timed {
     #[command(flatten)]
     pub(super) what: Lasting,
     /// For how long: 30s, 30m, 2h [default: a pause until it is resumed, a trip as after a failure]
-    #[arg(long = "for", value_name = "TIME", value_parser = config::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = span)]
     pub(super) lasts: Option<Duration>,
 }
 
@@ -235,7 +235,7 @@ pub(super) struct Send {
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) server: Option<String>,
     /// How long to follow the message
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = config::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = span)]
     pub(super) wait: Duration,
 }
 
@@ -263,6 +263,12 @@ pub(super) struct Healthcheck {
 pub(super) enum Health {
     Live,
     Ready,
+}
+
+/// A time span; clap shows what was given before the error.
+fn span(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text)
+        .map_err(|e| format!("it {e}; write a whole number and ms, s, m, h or d: 30s, 30m, 2h"))
 }
 
 fn parse_mailbox(text: &str) -> Result<Mailbox, crate::mail::AddressError> {

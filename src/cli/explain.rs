@@ -90,7 +90,7 @@ fn plain(verdict: &Verdict) -> String {
         May::Next => "it goes there next",
         May::Eligible => "it may go there, when none before can have it",
         May::Waits => "it may go there, but waits",
-        May::Ineligible => "it would be refused there",
+        May::Ineligible => "it cannot go there",
         May::Refused => "it was refused there",
         May::Unconfirmed => "it may be there already",
     };
@@ -130,6 +130,11 @@ fn hints(id: QueueId, state: QueueState, verdicts: &[Verdict]) -> Vec<String> {
     }
     if any(May::Waits) && !any(May::Next) {
         hints.push("See what it waits for with: postgate upstream list".into());
+        if any(May::Refused) {
+            hints.push(format!(
+                "Once its refusal is mended, ask again with: postgate queue retry {id}"
+            ));
+        }
     }
     if state == QueueState::Dead {
         hints.push(format!("Try it again with: postgate queue requeue {id}"));
@@ -249,7 +254,7 @@ mod tests {
                 "<bob@example.com>",
                 "  route default, priority normal",
                 "  core  it may go there, but waits: its breaker is open: connect: refused",
-                "  ses   it would be refused there: the null sender cannot be sent",
+                "  ses   it cannot go there: the null sender cannot be sent",
                 "<eve@example.org>",
                 "  route default, priority normal",
                 "  core  it was refused there: 554 5.7.1 no",
@@ -314,6 +319,7 @@ mod tests {
         for (state, verdicts, says) in [
             (QueueState::Held, [one(May::Next), two(May::Eligible)], "queue release"),
             (QueueState::Deferred, [one(May::Waits), two(May::Ineligible)], "upstream list"),
+            (QueueState::Deferred, [one(May::Waits), two(May::Refused)], "queue retry"),
             (QueueState::Deferred, [one(May::Refused), two(May::Ineligible)], "queue delete"),
             (QueueState::Held, [one(May::Unconfirmed), two(May::Ineligible)], "queue confirm"),
         ] {

@@ -33,7 +33,10 @@ pub(super) fn list_lines(entry: &Entry, now: Timestamp) -> Vec<String> {
         sender(&m.envelope.reverse_path),
     )];
     let reason = reason(&m.status);
-    let next = next_attempt(entry, now).map(|when| format!("next attempt {when}"));
+    let next = next_attempt(entry, now).map(|when| match when.as_str() {
+        "now" => "due: waits for an upstream or its turn".to_owned(),
+        when => format!("next attempt {when}"),
+    });
     let why: Vec<String> = reason.into_iter().chain(next).collect();
     if !why.is_empty() {
         lines.push(format!("               {}", why.join("; ")));
@@ -279,7 +282,7 @@ mod tests {
         assert_eq!(lines.len(), 1);
         assert!(lines[0].ends_with("MAILER-DAEMON → sent@example.com (+2)"), "{}", lines[0]);
         quiet.due = Some(NOW);
-        assert!(list_lines(&quiet, NOW)[1].ends_with(" next attempt now"));
+        assert!(list_lines(&quiet, NOW)[1].ends_with(" due: waits for an upstream or its turn"));
     }
 
     #[test]

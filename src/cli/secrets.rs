@@ -50,7 +50,8 @@ async fn refresh(
     if json {
         return out.json(&answer);
     }
-    out.line(&format!("{} read again", name.map_or("all secrets are", |_| "the secret is")))?;
+    let what = name.map_or("all secrets are", |_| "the secret is");
+    out.line(&format!("{what} read again within ten seconds"))?;
     out.note("see what came of it with: postgate secrets status");
     Ok(())
 }

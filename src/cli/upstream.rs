@@ -62,8 +62,29 @@ async fn operate(
     out.line(&done)?;
     if let Some(next) = next {
         out.note(&format!("undo it with: postgate upstream {next} {name}"));
+        return Ok(());
+    }
+    // A pause and a breaker are two things: who ended one of them may have meant the other.
+    let upstreams: Vec<UpstreamView> = client.get("/v1/upstreams").await.unwrap_or_default();
+    let other = upstreams.iter().find(|upstream| upstream.name == *name).and_then(still);
+    if let Some(other) = other {
+        out.note(&other);
     }
     Ok(())
+}
+
+/// What keeps mail from an upstream after a pause or an open breaker was ended.
+fn still(upstream: &UpstreamView) -> Option<String> {
+    let name = &upstream.name;
+    match upstream.breaker.as_str() {
+        "paused" => {
+            Some(format!("it is still paused; end that with: postgate upstream resume {name}"))
+        }
+        shut @ ("open" | "held") => {
+            Some(format!("its breaker is {shut}; close it with: postgate upstream reset {name}"))
+        }
+        _ => None,
+    }
 }
 
 /// A table, with what else is to be said of an upstream below its row.
@@ -137,7 +158,9 @@ fn remarks(upstream: &UpstreamView) -> Vec<String> {
     if !upstream.account.is_null() {
         let mut rows = Vec::new();
         status::flatten("", &upstream.account, &mut rows);
-        let rows: Vec<String> = rows.into_iter().map(|(key, value)| key + "=" + &value).collect();
+        // What SES does not say is not shown.
+        let rows = rows.into_iter().filter(|(_, value)| value != "-");
+        let rows: Vec<String> = rows.map(|(key, value)| key + "=" + &value).collect();
         remarks.push(format!("account: {}", rows.join(" ")));
     }
     remarks
@@ -228,5 +251,23 @@ mod tests {
             ["FORCED TO FAIL by POSTGATE_FORCE_FAIL", "can take nothing now: no credentials yet"]
         );
         assert!(remarks(&upstream("core", "smtp", "closed")).is_empty());
+    }
+
+    #[test]
+    fn who_ends_a_pause_is_told_of_an_open_breaker_and_the_other_way_round() {
+        let still = |breaker| still(&upstream("core", "smtp", breaker)).unwrap_or_default();
+        assert!(still("paused").ends_with("postgate upstream resume core"));
+        assert!(still("open").ends_with("postgate upstream reset core"));
+        assert!(still("held").starts_with("its breaker is held"));
+        assert_eq!(still("closed"), "");
+    }
+
+    #[test]
+    fn of_the_account_only_what_is_known_is_shown() {
+        let ses = UpstreamView {
+            account: json!({ "endpoint": "127.0.0.1:1", "error": "404", "sandbox": null }),
+            ..upstream("ses", "ses", "closed")
+        };
+        assert_eq!(remarks(&ses), ["account: endpoint=127.0.0.1:1 error=404"]);
     }
 }
