@@ -26,7 +26,6 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::delivery::{self, Scheduler};
 use crate::event;
-use crate::secrets;
 use crate::server;
 use crate::spool::{self, SegmentLog, Spool};
 use crate::telemetry;
@@ -74,7 +73,6 @@ pub fn run(path: &Path, started: impl FnOnce(&Config)) -> Result<(), RunError> {
     let (config, warnings) =
         config::load(path, &config::environment()).map_err(RunError::Config)?;
     let telemetry = telemetry::start(config.log);
-    secrets::harden().map_err(system("forbid core dumps"))?;
     if !warnings.problems.is_empty() {
         event::ConfigWarnings { report: &warnings }.emit();
     }

@@ -31,6 +31,7 @@ use self::args::{Args, Command, Global};
 use self::client::Client;
 use self::out::Out;
 use crate::config;
+use crate::secrets::harden;
 
 /// The numbers commands end with: sysexits(3), and for `send` those of swaks(1).
 pub mod exit {
@@ -104,7 +105,10 @@ pub fn main() -> ExitCode {
         }
     };
     let mut out = Out::new(args.global.quiet);
-    let done = dispatch(args, &mut out).and_then(|()| out.flush());
+    // First of all: commands that probe read secrets, too.
+    let hardened = harden()
+        .map_err(|e| Failure::new(exit::SOFTWARE, format!("cannot forbid core dumps: {e}")));
+    let done = hardened.and_then(|()| dispatch(args, &mut out)).and_then(|()| out.flush());
     match done {
         Ok(()) => exit::OK.into(),
         Err(Failure { code, message }) => {

@@ -104,7 +104,6 @@ pub(super) struct Secrets<'a> {
     /// Every `[secrets.NAME]`, also a wrong one, and where it begins.
     sections: Vec<(String, Place)>,
     used: BTreeSet<String>,
-    refresh: Duration,
     reading: &'a section::Reading<'a>,
 }
 
@@ -132,7 +131,6 @@ pub(super) fn secrets<'a>(top: &mut Section<'a>) -> Secrets<'a> {
         settings: Settings { vault, secrets: BTreeMap::new() },
         sections: Vec::new(),
         used: BTreeSet::new(),
-        refresh,
         reading: top.reading,
     };
     let mut from_vault = false;
@@ -187,7 +185,7 @@ impl Secrets<'_> {
         let gives = Some(given.keys().cloned().collect());
         let secret = SecretSettings {
             source: Source::Parts(given),
-            refresh: self.refresh,
+            refresh: PARTS_REFRESH,
             fields: Fields::new(),
             fallback: BTreeMap::new(),
         };
@@ -226,12 +224,17 @@ impl Secrets<'_> {
     }
 }
 
+/// How often files are looked at, if nothing else is said: it costs nothing, and whoever changes one
+/// looks for the effect.
+const PARTS_REFRESH: Duration = Duration::from_secs(10);
+
 fn refresh(section: &mut Section<'_>, default: Duration) -> Duration {
     section.within("refresh", default, secs(1)..=hours(24))
 }
 
 fn secret(section: &mut Section<'_>, default: Duration) -> Option<SecretSettings> {
     let source = source(section);
+    let default = if section.has("path") { default } else { PARTS_REFRESH };
     let refresh = refresh(section, default);
     let mut texts = |key| {
         if section.has(key) && !section.has("path") {

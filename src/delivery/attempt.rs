@@ -44,16 +44,17 @@ impl Attempt {
         let outcome = self.deliver(&claim).await;
         let now = self.clock.wall();
         self.lane.heard(&outcome, secret, self.clock.now(), now);
+        let by = (self.lane.name(), self.plan.is_authoritative(&self.way));
         event::Delivery {
             message: &claim.message,
             places: &self.way.places,
             route: self.plan.route(self.way.route).map_or("", |route| &route.name),
-            upstream: self.lane.name(),
+            upstream: by.0,
+            authoritative: by.1,
             outcome: &outcome,
             delay: now.since(claim.message.received),
         }
         .emit();
-        let by = (self.lane.name(), self.plan.is_authoritative(&self.way));
         claim.message.record(by, &self.way.places, &outcome, now);
         let settings = &self.plan.settings;
         let well = self.lane.is_well(self.clock.now());

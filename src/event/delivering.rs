@@ -19,6 +19,8 @@ pub struct Delivery<'a> {
     pub upstream: &'a str,
     /// The recipients it was for, by their places in the envelope.
     pub places: &'a [usize],
+    /// Whether what it refuses for good is bounced; else only it will not have that.
+    pub authoritative: bool,
     /// What came of it, for each of them.
     pub outcome: &'a Outcome,
     /// From acceptance to now.
@@ -34,6 +36,9 @@ impl Delivery<'_> {
             let (status, dsn, reply) = match outcome {
                 RecipientOutcome::Sent { reply } => ("sent", reply.status(), reply.to_string()),
                 RecipientOutcome::Deferred(f) => ("deferred", Some(f.status), f.to_string()),
+                RecipientOutcome::Bounced(f) if !self.authoritative => {
+                    ("refused", Some(f.status), f.to_string())
+                }
                 RecipientOutcome::Bounced(f) => ("bounced", Some(f.status), f.to_string()),
                 RecipientOutcome::Unconfirmed(f) => ("unconfirmed", Some(f.status), f.to_string()),
             };

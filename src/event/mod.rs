@@ -48,7 +48,7 @@ pub fn start_counting(listeners: &[&str], route: &str, upstreams: &[&str]) {
     let route = ("route", route);
     for upstream in upstreams {
         let label = ("upstream", *upstream);
-        for result in ["sent", "deferred", "bounced", "unconfirmed"] {
+        for result in ["sent", "deferred", "bounced", "refused", "unconfirmed"] {
             add("postgate_delivery_attempts_total", &[route, label, ("result", result)], 0);
         }
         for to in CONDITIONS {

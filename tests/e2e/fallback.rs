@@ -131,7 +131,7 @@ fn one_bad_recipient_of_fifty_is_not_bounced_by_the_fallback_and_goes_by_the_sma
     let queue_id = scene.send_to("fifty", &to);
     let why = scene.wait_verdict(&queue_id, "ses", "refused");
     assert!(why.contains("r17@example.test"), "{why}");
-    scene.wait_attempt(&queue_id, "ses", "bounced");
+    scene.wait_attempt(&queue_id, "ses", "refused");
     assert_eq!(scene.verdict(&queue_id, "core").0, "waits");
     let served: BTreeSet<String> =
         scene.ses.taken().into_iter().flat_map(|taken| taken.to.unwrap()).collect();
