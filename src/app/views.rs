@@ -170,8 +170,7 @@ fn may(
             (May::Unconfirmed, Some(why))
         }
         Fitness::Eligible if there => {
-            let when = if down { " once it is well" } else { "" };
-            (May::Unconfirmed, Some(format!("the answer was lost; it is asked again{when}")))
+            (May::Unconfirmed, Some("the answer was lost; it is asked again".into()))
         }
         Fitness::Eligible if down => (May::Waits, Some(rest())),
         Fitness::Eligible if std::mem::replace(taken, true) => (May::Eligible, None),
