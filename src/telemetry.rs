@@ -1,6 +1,6 @@
 //! Where the lines and the numbers of [`crate::event`] go.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -13,6 +13,13 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 /// Lines that wait for a slow reader; of about a kilobyte each.
 const LINES_MAX: usize = 8192;
+
+/// Octets of lines that are written at once.
+const LINES_AT_ONCE: usize = 64 * 1024;
+
+/// How long lines gather before they are written: a thread that wakes for each of many costs more
+/// than all else that is done for it.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// How often measurements are summed up.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -56,8 +63,8 @@ pub struct Telemetry {
 /// A reader that stalls does not stall mail: lines are handed to a writer thread through a bounded
 /// queue and the newest are dropped when it is full.
 pub fn start(settings: Settings) -> Telemetry {
-    let (writer, guard) =
-        NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).finish(io::stderr());
+    let out = Gathering(BufWriter::with_capacity(LINES_AT_ONCE, io::stderr()));
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).finish(out);
     let dropped = writer.error_counter();
     let (filter, handle) = reload::Layer::new(targets(settings.level));
     let lines = tracing_subscriber::fmt::layer().with_span_events(FmtSpan::NONE).with_target(false);
@@ -70,6 +77,21 @@ pub fn start(settings: Settings) -> Telemetry {
     // A second start in one process (tests) keeps the first subscriber.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
     Telemetry { filter: handle, dropped, numbers: start_counting().ok(), _writer: guard }
+}
+
+/// Writes what is there when it is told that no more is, and lets more gather before it looks again.
+struct Gathering<W: Write>(BufWriter<W>);
+
+impl<W: Write> Write for Gathering<W> {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.write(octets)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        std::thread::sleep(GATHER);
+        Ok(())
+    }
 }
 
 impl Telemetry {
