@@ -91,6 +91,8 @@ struct Waiting {
     state: VecDeque<Job>,
     mail: VecDeque<Job>,
     closed: bool,
+    /// Whether the writer sleeps. Waking it is a system call, also when it is awake.
+    idle: bool,
 }
 
 impl Default for Lanes {
@@ -123,17 +125,24 @@ impl Lanes {
         }
         let lane = if job.is_mail() { &mut waiting.mail } else { &mut waiting.state };
         lane.push_back(job);
+        let asleep = std::mem::take(&mut waiting.idle);
         drop(waiting);
-        self.ready.notify_one();
+        if asleep {
+            self.ready.notify_one();
+        }
         Ok(())
     }
 
     /// Takes what waits, at most `octets` of it but at least one; an empty batch after `idle`;
     /// `None` when the lanes are closed and empty.
     pub(super) fn take(&self, octets: u64, idle: Duration) -> Option<Batch> {
-        let empty = |w: &mut Waiting| w.state.is_empty() && w.mail.is_empty() && !w.closed;
+        let empty = |w: &mut Waiting| {
+            w.idle = w.state.is_empty() && w.mail.is_empty() && !w.closed;
+            w.idle
+        };
         let guard = self.ready.wait_timeout_while(self.lock(), idle, empty);
         let mut waiting = guard.unwrap_or_else(PoisonError::into_inner).0;
+        waiting.idle = false;
         if waiting.closed && waiting.state.is_empty() && waiting.mail.is_empty() {
             return None;
         }
