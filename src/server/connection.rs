@@ -1,15 +1,18 @@
 //! The driver of one session: it does what each [`Step`] says.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::net::RecvFlags;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -22,17 +25,22 @@ use crate::event;
 use crate::mail::Envelope;
 use crate::smtp::{Session, Step, Verdict};
 
-/// What an idle connection holds to read into.
-const READ_SMALL: usize = 1024;
+/// Octets that are read at once.
+const READ_MAX: usize = 16 * 1024;
 
-/// What a connection reads into while octets keep coming.
-const READ_LARGE: usize = 16 * 1024;
+/// What is looked at before the greeting, and thrown away after the end, at once.
+const GLANCE: usize = 1024;
 
 /// Replies that are held back to be written at once.
 const WRITE_MAX: usize = 16 * 1024;
 
 /// What is read and thrown away after a close.
 const LINGER_MAX: usize = 256 * 1024;
+
+thread_local! {
+    /// What every session of a thread reads into, so that one that waits holds no buffer.
+    static SCRATCH: RefCell<[u8; READ_MAX]> = const { RefCell::new([0; READ_MAX]) };
+}
 
 /// One client.
 pub(super) struct Connection {
@@ -121,7 +129,7 @@ impl Connection {
     /// Gives the session what came before its greeting, for it to judge. A peer that says more than
     /// one thing before it was greeted does not speak SMTP.
     fn read_ahead(&mut self, stream: &TcpStream) {
-        let mut buffer = [0; READ_SMALL];
+        let mut buffer = [0; GLANCE];
         if let Ok((n @ 1.., _)) = rustix::net::recv(stream, &mut buffer, RecvFlags::DONTWAIT) {
             let octets = buffer.get(..n).unwrap_or_default();
             self.session.receive(octets, self.shared.clock.now());
@@ -156,7 +164,6 @@ impl Connection {
     async fn drive<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: &mut S) -> End {
         let shared = self.shared.clone();
         let mut shutdown = pin!(shared.shutdown.cancelled());
-        let mut buffer = vec![0; READ_SMALL];
         loop {
             match self.session.step(shared.clock.now()) {
                 Step::Send(octets) => {
@@ -178,14 +185,9 @@ impl Connection {
                     if self.flush(stream).await.is_err() {
                         return self.lost("cannot write");
                     }
-                    let waited = self.wait(stream, &mut buffer, deadline, shutdown.as_mut());
-                    match waited.await {
+                    match self.wait(stream, deadline, shutdown.as_mut()).await {
                         Ok(Waited::Received(0)) | Err(_) => return self.lost("lost connection"),
-                        Ok(Waited::Received(n)) => {
-                            let octets = buffer.get(..n).unwrap_or_default();
-                            self.session.receive(octets, shared.clock.now());
-                            adapt(&mut buffer, n);
-                        }
+                        Ok(Waited::Received(_)) => {}
                         Ok(Waited::TimedOut) => {
                             self.reason = Some("timeout");
                             self.session.timed_out();
@@ -204,21 +206,37 @@ impl Connection {
         }
     }
 
+    /// Waits for octets and gives them to the session.
     async fn wait<S: AsyncRead + Unpin>(
         &mut self,
         stream: &mut S,
-        buffer: &mut [u8],
         deadline: Instant,
         shutdown: Pin<&mut WaitForCancellationFuture<'_>>,
     ) -> io::Result<Waited> {
+        let drained = self.drained;
+        let receive = poll_fn(|cx| self.poll_receive(Pin::new(&mut *stream), cx));
         tokio::select! {
             biased;
-            () = shutdown, if !self.drained => Ok(Waited::ShuttingDown),
-            read = timeout_at(deadline.into(), stream.read(buffer)) => match read {
+            () = shutdown, if !drained => Ok(Waited::ShuttingDown),
+            read = timeout_at(deadline.into(), receive) => match read {
                 Ok(received) => received.map(Waited::Received),
                 Err(_) => Ok(Waited::TimedOut),
             },
         }
+    }
+
+    fn poll_receive<S: AsyncRead>(
+        &mut self,
+        stream: Pin<&mut S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(stream.poll_read(cx, &mut buffer))?;
+            let octets = buffer.filled();
+            self.session.receive(octets, self.shared.clock.now());
+            Poll::Ready(Ok(octets.len()))
+        })
     }
 
     /// The networks are asked again for each message: a reload may have taken the peer out.
@@ -288,7 +306,7 @@ impl Connection {
             if stream.shutdown().await.is_err() {
                 return;
             }
-            let mut scrap = [0; READ_SMALL];
+            let mut scrap = [0; GLANCE];
             let mut left = LINGER_MAX;
             while let Ok(n @ 1..) = stream.read(&mut scrap).await {
                 left = left.saturating_sub(n);
@@ -318,14 +336,5 @@ fn origin<'a>(
         helo: session.helo(),
         protocol,
         recipients: session.recipients(),
-    }
-}
-
-/// Grows the buffer while it is filled, and lets it go when the client falls back to commands.
-fn adapt(buffer: &mut Vec<u8>, received: usize) {
-    if received == buffer.len() && buffer.len() < READ_LARGE {
-        *buffer = vec![0; READ_LARGE];
-    } else if received < READ_SMALL && buffer.len() > READ_SMALL {
-        *buffer = vec![0; READ_SMALL];
     }
 }

@@ -58,6 +58,10 @@ impl Lines {
     /// The first `n` octets were used.
     pub(super) fn consume(&mut self, n: usize) {
         self.input.advance(n.min(self.input.len()));
+        if self.input.is_empty() && self.input.capacity() > COMMAND_LINE_MAX {
+            // What a message needed is not kept while its client sends nothing.
+            self.input = BytesMut::new();
+        }
     }
 
     /// Whether more than one command is there.
