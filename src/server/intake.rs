@@ -166,13 +166,13 @@ impl Intake {
             facts: open.scan.finish(),
             ..Message::new(id, open.received, client, envelope)
         };
-        let told = message.clone();
         let started = self.clock.now();
-        if let Err(e) = open.draft.commit(message).await {
-            return Verdict::Refused(reply(&e, Some(id)));
-        }
+        let stored = match open.draft.commit(message).await {
+            Ok(stored) => stored,
+            Err(e) => return Verdict::Refused(reply(&e, Some(id))),
+        };
         let commit = self.clock.now().saturating_duration_since(started);
-        event::Queued { message: &told, commit }.emit();
+        event::Queued { message: &stored, commit }.emit();
         Verdict::Queued(id)
     }
 }

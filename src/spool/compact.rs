@@ -3,6 +3,7 @@
 
 use super::lanes::Job;
 use super::record::{Header, Kind};
+use super::recovery::Where;
 use super::segment::{self, FIRST};
 use super::shared::Shared;
 use super::tools::Progress;
@@ -122,15 +123,15 @@ impl Writer {
 fn copy(core: &Shared, id: QueueId) -> Result<Job, SpoolError> {
     let message = core.read(id)?;
     let slot = *core.state().ledger.index.slot(id).ok_or(SpoolError::NotFound(id))?;
-    let (at, file) = core.locate(id, |place| place.body)?;
-    let io = |e| core.failed_read(at, e);
+    let (record, file) = core.locate(id, Where::body_record)?;
+    let (seed, io) = (core.seed(record.at), |e| core.failed_read(record.at, e));
     let (kind, body, body_crc) = if slot.place.big {
-        let read = segment::read_meta(&*file, core.seed(at), at.offset).map_err(io)?;
+        let read = segment::read_meta(&*file, seed, record).map_err(io)?;
         let (decoded, _) = read.map_err(|_| SpoolError::Damaged(id))?;
         (Kind::EnqueueBig, Vec::new(), decoded.header.body_crc)
     } else {
-        let read = segment::read_body(&*file, core.seed(at), at.offset).map_err(io)?;
-        let body = read.map_err(|_| SpoolError::Damaged(id))?;
+        let read = segment::read_body(&*file, seed, record).map_err(io)?;
+        let body = read.map_err(|_| SpoolError::Damaged(id))?.to_vec();
         let crc = crc32c::crc32c(&body);
         (Kind::Enqueue, body, crc)
     };

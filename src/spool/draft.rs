@@ -115,7 +115,7 @@ impl Draft for LogDraft {
         added
     }
 
-    async fn commit(self: Box<Self>, message: Message) -> Result<(), SpoolError> {
+    async fn commit(self: Box<Self>, message: Message) -> Result<Message, SpoolError> {
         let due = message.received;
         self.commit_as(message, QueueState::Incoming, due).await
     }
@@ -128,7 +128,7 @@ impl LogDraft {
         mut message: Message,
         state: QueueState,
         due: Timestamp,
-    ) -> Result<(), SpoolError> {
+    ) -> Result<Message, SpoolError> {
         if let Some(failed) = self.failed.take() {
             return Err(failed);
         }
@@ -151,6 +151,6 @@ impl LogDraft {
         let Self { core, buffer, held, big, .. } = *self;
         let change = Job::change(header, meta, Some(room), done);
         core.lanes.push(Job { body: buffer, big, memory: Some(held), ..change })?;
-        answer.await.unwrap_or(Err(SpoolError::Closed))
+        answer.await.unwrap_or(Err(SpoolError::Closed)).map(|()| message)
     }
 }

@@ -19,9 +19,9 @@ use super::recent::Recent;
 use super::record::{Header, Kind};
 use super::recovery::{self, Recovered, Where};
 use super::rules;
-use super::segment::{self, At, Pool};
+use super::segment::{self, Extent, Pool};
 use super::shared::{Shared, State, blocking};
-use super::storage::{Disk, File, Storage};
+use super::storage::{Disk, Storage};
 use super::writer::{self, Writer};
 use super::{
     Action, Claim, Draft, Entry, Room, Settings, Settlement, Spool, SpoolError, Stats,
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::clock::{Clock, Timestamp};
 use crate::event::SpoolUnreadable;
-use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState};
+use crate::mail::{Body, Message, QueueId, QueueIdSequence, QueueState, ReadAt};
 
 /// The wait after a message could not be read from the disk.
 const READ_AGAIN: Duration = Duration::from_mins(1);
@@ -211,6 +211,14 @@ impl Spool for SegmentLog {
         if claimed.is_empty() {
             return Ok(Vec::new());
         }
+        let cached = |(id, epoch): &(QueueId, u64)| {
+            Some(Claim { message: self.core.read_cached(*id)?, epoch: *epoch })
+        };
+        // What came a moment ago needs no thread that waits for the disk.
+        let claims: Vec<Claim> = claimed.iter().map_while(cached).collect();
+        if claims.len() == claimed.len() {
+            return Ok(claims);
+        }
         let core = Arc::clone(&self.core);
         blocking(move || {
             let read = |(id, epoch): (QueueId, u64)| match core.read(id) {
@@ -220,13 +228,17 @@ impl Spool for SegmentLog {
                     None
                 }
             };
-            Ok(claimed.into_iter().filter_map(read).collect())
+            let rest = claimed.into_iter().skip(claims.len());
+            Ok(claims.into_iter().chain(rest.filter_map(read)).collect())
         })
         .await
     }
 
     async fn body(&self, claim: &Claim) -> Result<Body, SpoolError> {
         self.check_open()?;
+        if let Some(body) = self.core.body_cached(claim.message.id) {
+            return Ok(Body::Memory(body));
+        }
         let (core, id) = (Arc::clone(&self.core), claim.message.id);
         blocking(move || read_body(&core, id)).await
     }
@@ -402,17 +414,17 @@ fn unreadable(core: &Shared, id: QueueId, epoch: u64, now: Timestamp, error: &Sp
 fn read_body(core: &Shared, id: QueueId) -> Result<Body, SpoolError> {
     let big = core.state().ledger.index.slot(id).is_some_and(|slot| slot.place.big);
     if !big {
-        let read =
-            |file: &dyn File, at: At| Ok(segment::read_body(file, core.seed(at), at.offset)?.ok());
-        let body = core.read_record(id, |place| place.body, read)?;
-        return Ok(Body::Memory(body.into()));
+        let read = |file: &dyn ReadAt, record: Extent| {
+            Ok(segment::read_body(file, core.seed(record.at), record)?.ok())
+        };
+        return Ok(Body::Memory(core.read_record(id, Where::body_record, read)?));
     }
-    let read = |file: &dyn File, at: At| {
-        let read = segment::read_meta(file, core.seed(at), at.offset)?.ok();
+    let read = |file: &dyn ReadAt, record: Extent| {
+        let read = segment::read_meta(file, core.seed(record.at), record)?.ok();
         Ok(read.map(|(decoded, _)| decoded.header).filter(|header| header.id == id))
     };
     let Header { body_len: len, body_crc: crc, .. } =
-        core.read_record(id, |place| place.body, read)?;
+        core.read_record(id, Where::body_record, read)?;
     let path = core.settings.path.join(big::path(id));
     let file = big::open(&*core.storage, id, len, crc).map_err(|e| io_error("read", &path, e))?;
     let source = file.ok_or_else(|| match core.state().ledger.index.slot(id) {

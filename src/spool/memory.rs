@@ -270,16 +270,16 @@ impl Draft for MemoryDraft {
         Ok(())
     }
 
-    async fn commit(self: Box<Self>, mut message: Message) -> Result<(), SpoolError> {
+    async fn commit(self: Box<Self>, mut message: Message) -> Result<Message, SpoolError> {
         let Self { core, id, body } = *self;
         message.id = id;
         message.size = body.len() as u64;
         let (state, due, size) = (QueueState::Incoming, message.received, message.size);
         let mut spool = core.open()?;
-        spool.messages.insert(id, (message, body.into()));
+        spool.messages.insert(id, (message.clone(), body.into()));
         spool.index.put(id, Slot { state, room: Room::ENTRY, due, size, place: () });
         drop(spool);
         core.announce();
-        Ok(())
+        Ok(message)
     }
 }

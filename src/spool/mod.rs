@@ -139,10 +139,11 @@ pub trait Draft: Send {
     /// Adds to the body.
     async fn write(&mut self, chunk: Bytes) -> Result<(), SpoolError>;
 
-    /// Stores the message. **`Ok` means durable**: only then may the client be told 250.
+    /// Stores the message, and gives it back as it is stored. **`Ok` means durable**: only then may
+    /// the client be told 250.
     ///
     /// On `Err` the message is not in the queue and never will be.
-    async fn commit(self: Box<Self>, message: Message) -> Result<(), SpoolError>;
+    async fn commit(self: Box<Self>, message: Message) -> Result<Message, SpoolError>;
 }
 
 /// A message taken for delivery. While it is held nobody else delivers it.

@@ -10,7 +10,7 @@ use super::big;
 use super::index::{Index, Slot};
 use super::place::OpenError;
 use super::record::{self, Bad, Decoded, Header, Kind, MAGIC, SEGMENT_HEADER, Seed, SegmentHeader};
-use super::segment::{self, At, FIRST, Names, Segment};
+use super::segment::{self, At, Extent, FIRST, Names, Segment};
 use super::snapshot::{self, Point, Snapshot};
 use super::storage::{File, Open, Storage};
 use crate::mail::QueueId;
@@ -55,6 +55,18 @@ pub(super) struct Where {
     pub(super) octets: u32,
     pub(super) update: u32,
     pub(super) big: bool,
+}
+
+impl Where {
+    /// The record that has the body, or names its file.
+    pub(super) const fn body_record(&self) -> Extent {
+        Extent { at: self.body, octets: self.octets }
+    }
+
+    /// The record that has the metadata.
+    pub(super) const fn meta_record(&self) -> Extent {
+        Extent { at: self.meta, octets: if self.update == 0 { self.octets } else { self.update } }
+    }
 }
 
 /// What is known of the messages, and the segments that hold them.

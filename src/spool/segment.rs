@@ -4,8 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::record::{self, Bad, Decoded, SEGMENT_HEADER, Seed, SegmentHeader};
 use super::storage::{File, Is, Open, Storage};
+use crate::mail::ReadAt;
 
 /// The directory of the segments.
 pub(super) const DIR: &str = "seg";
@@ -23,6 +26,13 @@ const GLANCE: usize = 4096;
 pub(super) struct At {
     pub(super) segment: u32,
     pub(super) offset: u32,
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Extent {
+    pub(super) at: At,
+    pub(super) octets: u32,
 }
 
 /// A segment that is part of the log.
@@ -81,55 +91,56 @@ pub(super) fn names(storage: &dyn Storage) -> io::Result<Names> {
 
 /// Reads the header and metadata of one record.
 pub(super) fn read_meta(
-    file: &dyn File,
+    file: &dyn ReadAt,
     seed: Seed,
-    offset: u32,
+    record: Extent,
 ) -> io::Result<Result<(Decoded, Vec<u8>), Bad>> {
-    let offset = u64::from(offset);
-    let rest = usize::try_from(file.size()?.saturating_sub(offset)).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; rest.min(GLANCE)];
-    file.read_exact_at(&mut bytes, offset)?;
+    let Some(mut bytes) = read(file, record, GLANCE)? else { return Ok(Err(Bad::Header)) };
     let decoded = match record::decode_header(&bytes, seed) {
         Ok(decoded) => decoded,
         Err(bad) => return Ok(Err(bad)),
     };
     let len = record::HEADER + decoded.meta_len;
     if len > bytes.len() {
-        if len > rest {
-            return Ok(Err(Bad::Payload(decoded)));
-        }
-        bytes.resize(len, 0);
-        file.read_exact_at(&mut bytes, offset)?;
+        bytes = match read(file, record, len)? {
+            Some(whole) if whole.len() == len => whole,
+            _ => return Ok(Err(Bad::Payload(decoded))),
+        };
     }
     Ok(record::decode(&bytes, seed).map(|(decoded, meta)| (decoded, meta.to_vec())))
 }
 
 /// Reads the inline body of one record.
 pub(super) fn read_body(
-    file: &dyn File,
+    file: &dyn ReadAt,
     seed: Seed,
-    offset: u32,
-) -> io::Result<Result<Vec<u8>, Bad>> {
-    let rest = file.size()?.saturating_sub(u64::from(offset));
-    if rest < record::HEADER as u64 {
-        // The file was cut off: no error of the disk that may pass.
-        return Ok(Err(Bad::Header));
-    }
-    let mut head = vec![0; record::HEADER];
-    file.read_exact_at(&mut head, u64::from(offset))?;
-    let decoded = match record::decode_header(&head, seed) {
+    record: Extent,
+) -> io::Result<Result<Bytes, Bad>> {
+    let Some(bytes) = read(file, record, usize::MAX)? else { return Ok(Err(Bad::Header)) };
+    let decoded = match record::decode_header(&bytes, seed) {
         Ok(decoded) => decoded,
         Err(bad) => return Ok(Err(bad)),
     };
-    let len = usize::try_from(decoded.inline_len()).unwrap_or(usize::MAX);
     let start = record::HEADER + decoded.meta_len;
-    if (start as u64).saturating_add(decoded.inline_len()) > rest {
-        return Ok(Err(Bad::Payload(decoded)));
+    let end = usize::try_from(decoded.inline_len()).ok().and_then(|len| start.checked_add(len));
+    let bytes = Bytes::from(bytes);
+    Ok(match end.filter(|end| *end <= bytes.len()).map(|end| bytes.slice(start..end)) {
+        Some(body) if crc32c::crc32c(&body) == decoded.header.body_crc => Ok(body),
+        _ => Err(Bad::Payload(decoded)),
+    })
+}
+
+/// The first octets of a record, `max` at most; `None` when the file was cut off before it, which
+/// is no error of the disk that may pass. Never more than the record: what is behind the end of the
+/// log is not in memory, and to bring it there is for nothing.
+fn read(file: &dyn ReadAt, record: Extent, max: usize) -> io::Result<Option<Vec<u8>>> {
+    let len = usize::try_from(record.octets).unwrap_or(usize::MAX).min(max);
+    let mut bytes = vec![0; len];
+    match file.read_exact_at(&mut bytes, u64::from(record.at.offset)) {
+        Ok(()) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(e),
     }
-    let mut body = vec![0; len];
-    file.read_exact_at(&mut body, u64::from(offset) + start as u64)?;
-    let sound = crc32c::crc32c(&body) == decoded.header.body_crc;
-    Ok(if sound { Ok(body) } else { Err(Bad::Payload(decoded)) })
 }
 
 impl Pool {

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::budget::Budget;
@@ -11,11 +12,11 @@ use super::lanes::Lanes;
 use super::recent::Recent;
 use super::record::Seed;
 use super::recovery::{Ledger, Where};
-use super::segment::{self, At};
-use super::storage::{File, Storage};
+use super::segment::{self, At, Extent};
+use super::storage::{Cached, File, Storage};
 use super::{Settings, SpoolError, io_error};
 use crate::clock::Clock;
-use crate::mail::{Message, QueueId, QueueIdSequence};
+use crate::mail::{Message, QueueId, QueueIdSequence, ReadAt};
 
 /// One open spool.
 pub(super) struct Shared {
@@ -52,15 +53,37 @@ impl Shared {
 
     /// Reads the metadata of a message. Blocks.
     pub(super) fn read(&self, id: QueueId) -> Result<Message, SpoolError> {
-        let meta = self.read_record(
-            id,
-            |place| place.meta,
-            |file, at| {
-                let read = segment::read_meta(file, self.seed(at), at.offset)?.ok();
-                Ok(read.filter(|(decoded, _)| decoded.header.id == id).map(|(_, meta)| meta))
-            },
-        )?;
+        let read = |file: &dyn ReadAt, record| self.meta(id, file, record);
+        let meta = self.read_record(id, Where::meta_record, read)?;
         serde_json::from_slice(&meta).map_err(|_| SpoolError::Damaged(id))
+    }
+
+    /// Reads the metadata of a message, if that is in memory and as it should be. Does not block.
+    pub(super) fn read_cached(&self, id: QueueId) -> Option<Message> {
+        let (record, file) = self.locate(id, Where::meta_record).ok()?;
+        let meta = self.meta(id, &Cached(&*file), record).ok()??;
+        serde_json::from_slice(&meta).ok()
+    }
+
+    /// The metadata in a record, when it is one of this message.
+    fn meta(&self, id: QueueId, file: &dyn ReadAt, record: Extent) -> io::Result<Option<Vec<u8>>> {
+        let read = segment::read_meta(file, self.seed(record.at), record)?.ok();
+        Ok(read.filter(|(decoded, _)| decoded.header.id == id).map(|(_, meta)| meta))
+    }
+
+    /// Reads the body of a message, if it is in its record, that in memory, and all as it should
+    /// be. Does not block.
+    pub(super) fn body_cached(&self, id: QueueId) -> Option<Bytes> {
+        let mut big = false;
+        let which = |place: &Where| {
+            big = place.big;
+            place.body_record()
+        };
+        let (record, file) = self.locate(id, which).ok()?;
+        if big {
+            return None;
+        }
+        segment::read_body(&Cached(&*file), self.seed(record.at), record).ok()?.ok()
     }
 
     /// Reads one of a message's records. Blocks.
@@ -70,18 +93,18 @@ impl Shared {
     pub(super) fn read_record<T>(
         &self,
         id: QueueId,
-        which: impl Fn(&Where) -> At,
-        read: impl Fn(&dyn File, At) -> io::Result<Option<T>>,
+        which: impl Fn(&Where) -> Extent,
+        read: impl Fn(&dyn ReadAt, Extent) -> io::Result<Option<T>>,
     ) -> Result<T, SpoolError> {
         let mut seen = None;
         loop {
-            let (at, file) = self.locate(id, &which)?;
-            if seen == Some(at) {
+            let (record, file) = self.locate(id, &which)?;
+            if seen == Some(record) {
                 return Err(SpoolError::Damaged(id));
             }
-            match read(&*file, at).map_err(|e| self.failed_read(at, e))? {
-                Some(record) => return Ok(record),
-                None => seen = Some(at),
+            match read(&*file, record).map_err(|e| self.failed_read(record.at, e))? {
+                Some(read) => return Ok(read),
+                None => seen = Some(record),
             }
         }
     }
@@ -90,13 +113,14 @@ impl Shared {
     pub(super) fn locate(
         &self,
         id: QueueId,
-        which: impl FnOnce(&Where) -> At,
-    ) -> Result<(At, Arc<dyn File>), SpoolError> {
+        which: impl FnOnce(&Where) -> Extent,
+    ) -> Result<(Extent, Arc<dyn File>), SpoolError> {
         let state = self.state();
         let slot = state.ledger.index.slot(id).ok_or(SpoolError::NotFound(id))?;
-        let at = which(&slot.place);
-        let segment = state.ledger.segments.get(&at.segment).ok_or(SpoolError::Damaged(id))?;
-        Ok((at, Arc::clone(&segment.file)))
+        let record = which(&slot.place);
+        let segment = state.ledger.segments.get(&record.at.segment);
+        let segment = segment.ok_or(SpoolError::Damaged(id))?;
+        Ok((record, Arc::clone(&segment.file)))
     }
 
     /// The seed of the records in a segment.

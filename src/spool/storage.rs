@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::ReadWriteFlags;
+
 use crate::mail::ReadAt;
 
 /// Files and directories below one root. All paths are relative to it.
@@ -37,6 +39,22 @@ pub trait File: ReadAt {
     fn sync(&self) -> io::Result<()>;
     /// The length in octets.
     fn size(&self) -> io::Result<u64>;
+    /// Fills `buf` from `offset` with what is in memory already; fails when the disk would have to
+    /// be asked, or there is nothing.
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let _ = (buf, offset);
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+/// A file of which only that can be read which is in memory already, so that nobody waits: what
+/// was written a moment ago always is.
+pub(super) struct Cached<'a>(pub(super) &'a dyn File);
+
+impl ReadAt for Cached<'_> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_cached_at(buf, offset)
+    }
 }
 
 /// How to open a file.
@@ -169,5 +187,13 @@ impl File for DiskFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let len = buf.len();
+        let mut into = [io::IoSliceMut::new(buf)];
+        // Less than all: the rest is on the disk, or nowhere. Whoever may wait finds out.
+        let read = rustix::io::preadv2(&self.0, &mut into, offset, ReadWriteFlags::NOWAIT)?;
+        if read == len { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 }

@@ -355,7 +355,7 @@ async fn put(log: &SegmentLog, ledger: &Mutex<Ledger>, now: Timestamp, size: usi
     let said = draft.commit(message(id, now)).await;
     let mut ledger = ledger.lock().unwrap();
     match said {
-        Ok(()) => {
+        Ok(_) => {
             let known = ledger.messages.get_mut(&id).unwrap();
             (known.now, known.may) = (stored, vec![stored]);
             ledger.greatest = ledger.greatest.max(id.as_u64());

@@ -111,7 +111,7 @@ impl Draft for FakeDraft {
         Ok(())
     }
 
-    async fn commit(mut self: Box<Self>, message: Message) -> Result<(), SpoolError> {
+    async fn commit(mut self: Box<Self>, message: Message) -> Result<Message, SpoolError> {
         self.spool.commits.fetch_add(1, Ordering::SeqCst);
         let spool = self.spool.clone();
         spool.gate.acquire().await.expect("the gate is never closed").forget();
@@ -119,8 +119,9 @@ impl Draft for FakeDraft {
             return Err(e);
         }
         let (body, largest_chunk) = (std::mem::take(&mut self.body), self.largest_chunk);
-        spool.stored.lock().unwrap().push(Stored { message, body, largest_chunk });
-        Ok(())
+        let stored = Stored { message: message.clone(), body, largest_chunk };
+        spool.stored.lock().unwrap().push(stored);
+        Ok(message)
     }
 }
 

@@ -85,9 +85,9 @@ impl Reader {
     /// One message and its content. Blocks.
     pub fn read(&self, id: QueueId) -> Result<(Entry, Body), SpoolError> {
         let view = self.log.ledger.index.view(id).ok_or(SpoolError::NotFound(id))?;
-        let file = self.segment(id, view.place.meta)?;
-        let read = segment::read_meta(&*file, self.seed(view.place.meta), view.place.meta.offset);
-        let read = read.map_err(|e| self.failed(&segment::path(view.place.meta.segment), e))?;
+        let record = view.place.meta_record();
+        let read = segment::read_meta(&*self.segment(id, record.at)?, self.seed(record.at), record);
+        let read = read.map_err(|e| self.failed(&segment::path(record.at.segment), e))?;
         let (_, meta) = read.map_err(|_| SpoolError::Damaged(id))?;
         let message = serde_json::from_slice(&meta).map_err(|_| SpoolError::Damaged(id))?;
         let body = self.body(id, view.place)?;
@@ -100,17 +100,17 @@ impl Reader {
             let len = source.size().map_err(|e| self.failed(&big::path(id), e))?;
             return Ok(Body::Stored { source, len });
         }
-        let at = place.body;
-        let read = segment::read_body(&*self.segment(id, at)?, self.seed(at), at.offset);
-        let body = read.map_err(|e| self.failed(&segment::path(at.segment), e))?;
-        body.map(|octets| Body::Memory(octets.into())).map_err(|_| SpoolError::Damaged(id))
+        let record = place.body_record();
+        let read = segment::read_body(&*self.segment(id, record.at)?, self.seed(record.at), record);
+        let body = read.map_err(|e| self.failed(&segment::path(record.at.segment), e))?;
+        body.map(Body::Memory).map_err(|_| SpoolError::Damaged(id))
     }
 
     /// The file of a large body, when it holds what was written. Reads all of it.
     fn body_file(&self, id: QueueId, place: Where) -> Result<Option<Arc<dyn File>>, SpoolError> {
-        let at = place.body;
-        let read = segment::read_meta(&*self.segment(id, at)?, self.seed(at), at.offset);
-        let read = read.map_err(|e| self.failed(&segment::path(at.segment), e))?;
+        let record = place.body_record();
+        let read = segment::read_meta(&*self.segment(id, record.at)?, self.seed(record.at), record);
+        let read = read.map_err(|e| self.failed(&segment::path(record.at.segment), e))?;
         let (decoded, _) = read.map_err(|_| SpoolError::Damaged(id))?;
         let (len, crc) = (decoded.header.body_len, decoded.header.body_crc);
         match big::open(&*self.storage, id, len, crc) {
