@@ -27,7 +27,7 @@ pub struct Args {
     /// How messages are handed over
     #[arg(long, value_delimiter = ',', default_value = "plain,pipelined,bdat")]
     pub ways: Vec<Way>,
-    /// Repetitions; the median counts
+    /// Repetitions; the median counts. With 0 nothing is measured, and what --keep has is shown
     #[arg(long, default_value_t = 3)]
     pub reps: usize,
     /// Seconds of load in a measurement
@@ -53,6 +53,9 @@ pub struct Args {
     /// Where queues are: a disk with room, that the accounts of the relays may reach
     #[arg(long, env = "POSTGATE_BENCH_DIR", default_value = env!("CARGO_TARGET_TMPDIR"))]
     pub dir: PathBuf,
+    /// Append every figure to this file at once, and show all that is in it, of earlier runs too
+    #[arg(long)]
+    pub keep: Option<PathBuf>,
     /// Put the result into docs/benchmarks.md
     #[arg(long)]
     pub write: bool,
@@ -89,7 +92,8 @@ impl Args {
                 self.systems = vec![System::Postgate];
             }
             (self.sizes, self.sessions) = (vec![1024], vec![4]);
-            (self.reps, self.seconds, self.messages, self.limit) = (1, 0.4, 100, 30);
+            self.reps = self.reps.min(1);
+            (self.seconds, self.messages, self.limit) = (0.4, 100, 30);
             (self.backlog, self.idle, self.uploads, self.upload_size) = (100, 20, 2, 1 << 20);
         }
         self

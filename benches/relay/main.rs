@@ -21,6 +21,7 @@
 mod args;
 mod cases;
 mod client;
+mod keep;
 mod load;
 mod machine;
 mod peers;
@@ -32,6 +33,7 @@ mod sink;
 mod tools;
 mod usage;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -41,8 +43,10 @@ use std::time::Instant;
 use clap::Parser;
 
 use self::args::Args;
-use self::cases::{Outcome, Scenario};
-use self::report::{Column, Report};
+use self::cases::Scenario;
+use self::keep::{Kept, Measured};
+use self::machine::Circumstances;
+use self::report::{Column, Figures, Report};
 
 /// Its name as a test.
 const TEST: &str = "a_little_of_the_benchmark_runs";
@@ -62,13 +66,20 @@ fn main() -> ExitCode {
         eprintln!("{e}");
         return ExitCode::from(2);
     }
-    let report = measure(&args);
-    let text = format!("{}\n\n{}", machine::facts(&args), report.markdown());
+    let mut kept = match Kept::open(args.keep.as_deref()) {
+        Ok(kept) => kept,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(2);
+        }
+    };
+    let failures = measure(&args, &mut kept);
+    let text = text(&kept.all, &failures);
     println!("{text}");
     if args.write {
         write(&text);
     }
-    if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What test runners expect of a program without the usual harness.
@@ -94,15 +105,29 @@ fn as_a_test(words: &[String], list: bool, ignored: bool) -> ExitCode {
 
 /// Every figure is there, and every message has arrived.
 fn quick(words: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let words = format!("{words} --keep {}", file.path().display());
     let args = Args::parse_from(words.split(' ')).settled();
     assert_eq!(args.systems(), args.systems, "not installed");
-    let report = measure(&args);
-    println!("{}", report.markdown());
-    assert!(report.failures.is_empty(), "{:#?}", report.failures);
+    let mut kept = Kept::open(args.keep.as_deref()).unwrap();
+    let failures = measure(&args, &mut kept);
+    println!("{}", text(&kept.all, &failures));
+    assert!(failures.is_empty(), "{failures:#?}");
+    let rows: usize = cases::scenarios(&args).iter().map(|s| s.rows.len() * s.columns.len()).sum();
+    assert_eq!(kept.all.len(), rows);
+    let again = Kept::open(args.keep.as_deref()).unwrap();
+    let whose = |kept: &Kept| {
+        let whose = |one: &Measured| (one.row.clone(), one.column, one.figures.len());
+        kept.all.iter().map(whose).collect::<Vec<_>>()
+    };
+    assert_eq!(whose(&again), whose(&kept), "the file does not hold what was measured");
 }
 
 /// Whether the figures will mean something.
 fn fit(args: &Args) -> Result<(), String> {
+    if args.reps == 0 {
+        return args.keep.as_ref().map(|_| ()).ok_or_else(|| "nothing to show: no --keep".into());
+    }
     let disk = machine::filesystem(&args.dir);
     if !args.quick && (disk.starts_with("tmpfs") || disk.starts_with("overlay")) {
         return Err(format!("{} is no disk ({disk}): say another by --dir", args.dir.display()));
@@ -111,37 +136,60 @@ fn fit(args: &Args) -> Result<(), String> {
 }
 
 /// Every column of every row in turn, and all of that again: what disturbs one disturbs all.
-fn measure(args: &Args) -> Report {
-    let mut report = Report::default();
-    let scenarios = cases::scenarios(args);
+/// Gives what failed.
+fn measure(args: &Args, kept: &mut Kept) -> Vec<String> {
+    let circumstances = Circumstances::now(args);
+    let (scenarios, mut failures) = (cases::scenarios(args), Vec::new());
     for rep in 1..=args.reps {
         for scenario in &scenarios {
             for column in &scenario.columns {
-                let begun = Instant::now();
-                let what = format!("{}, {}", scenario.name, column.name());
+                let (begun, at) = (Instant::now(), machine::date());
+                let what = format!("{}, {}", scenario.rows[0].name, column.name());
                 match once(args, scenario, *column) {
-                    Ok(figures) => report.add(&scenario.name, *column, &figures),
-                    Err(e) => report.failures.push(format!("{what}: {e}")),
+                    Ok(of_rows) => {
+                        for (row, figures) in scenario.rows.iter().zip(of_rows) {
+                            kept.add(Measured {
+                                row: row.clone(),
+                                column: *column,
+                                figures,
+                                at: at.clone(),
+                                version: column.version(),
+                                circumstances: circumstances.clone(),
+                            });
+                        }
+                    }
+                    Err(e) => failures.push(format!("{what}: {e}")),
                 }
                 eprintln!("{rep}/{} {what}: {:.1} s", args.reps, begun.elapsed().as_secs_f64());
             }
         }
     }
-    report
+    failures
 }
 
 /// A relay that fails is a line in the report, not the end of the hour.
-fn once(args: &Args, scenario: &Scenario, column: Column) -> Outcome {
+fn once(args: &Args, scenario: &Scenario, column: Column) -> Result<Vec<Figures>, String> {
     let measured = catch_unwind(AssertUnwindSafe(|| (scenario.measure)(args, column)));
-    let figures = measured.unwrap_or_else(|panic| {
+    let of_rows = measured.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map_or("it failed", String::as_str);
         Err(text.to_owned())
     })?;
-    match figures.iter().find(|(_, value)| !value.is_finite()) {
+    match of_rows.iter().flatten().find(|(_, value)| !value.is_finite()) {
         Some((metric, value)) => Err(format!("{metric:?} is {value}")),
-        None if figures.is_empty() => Err("no figures".to_owned()),
-        None => Ok(figures),
+        None if of_rows.iter().any(Vec::is_empty) => Err("no figures".to_owned()),
+        None => Ok(of_rows),
     }
+}
+
+/// What is printed: on what it was measured, the tables, and what failed in this run.
+fn text(all: &[Measured], failures: &[String]) -> String {
+    let report = Report::of(all);
+    let facts = machine::facts(all, report.repetitions());
+    let mut text = format!("{facts}\n\n{}", report.markdown());
+    for failure in failures {
+        let _ = writeln!(text, "- not measured: {failure}");
+    }
+    text
 }
 
 fn write(text: &str) {

@@ -1,12 +1,31 @@
 //! Figures to tables: medians, the range, and ratios to Postfix and to the ceiling.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
+use super::keep::Measured;
 use super::peers::System;
 
+/// A row of the tables. Rows come by their place, whenever they were measured.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Subject, size, sessions and so on, as numbers.
+    pub place: Vec<u64>,
+    pub name: String,
+}
+
+impl Row {
+    /// At this place among those of its subject.
+    pub fn new(place: impl Into<Vec<u64>>, name: impl Into<String>) -> Self {
+        Self { place: place.into(), name: name.into() }
+    }
+}
+
 /// What is compared: the columns of the tables.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Column {
     Relay(System),
     /// The generator straight to smtp-sink, which stores nothing.
@@ -20,10 +39,17 @@ impl Column {
             Self::Ceiling => "ceiling",
         }
     }
+
+    /// What the relay says of its version.
+    pub fn version(self) -> Option<String> {
+        let Self::Relay(system) = self else { return None };
+        system.version()
+    }
 }
 
 /// What is measured. A table each, in this order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Metric {
     Rate,
     P50,
@@ -33,12 +59,13 @@ pub enum Metric {
     IdleMemory,
     PeakMemory,
     Listed,
+    ListedWhole,
     Reopened,
     Drained,
 }
 
 impl Metric {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Rate,
         Self::P50,
         Self::P99,
@@ -47,6 +74,7 @@ impl Metric {
         Self::IdleMemory,
         Self::PeakMemory,
         Self::Listed,
+        Self::ListedWhole,
         Self::Reopened,
         Self::Drained,
     ];
@@ -61,6 +89,7 @@ impl Metric {
             Self::IdleMemory => "memory before the load, MiB (PSS, all processes)",
             Self::PeakMemory => "memory at most, MiB (PSS, all processes)",
             Self::Listed => "first line of the queue's list, ms",
+            Self::ListedWhole => "whole list, ms",
             Self::Reopened => "from the start to the greeting with the backlog, ms",
             Self::Drained => "backlog drained, messages/s from the start",
         }
@@ -70,24 +99,26 @@ impl Metric {
 /// What one measurement gave.
 pub type Figures = Vec<(Metric, f64)>;
 
-/// Everything that was measured.
-#[derive(Default)]
+/// Everything that was measured, each repetition of it.
 pub struct Report {
-    scenarios: Vec<String>,
-    figures: BTreeMap<(usize, Column, Metric), Vec<f64>>,
-    /// What did not go as it should have.
-    pub failures: Vec<String>,
+    figures: BTreeMap<(Row, Column, Metric), Vec<f64>>,
 }
 
 impl Report {
-    pub fn add(&mut self, scenario: &str, column: Column, figures: &Figures) {
-        let at = self.scenarios.iter().position(|s| s == scenario).unwrap_or_else(|| {
-            self.scenarios.push(scenario.to_owned());
-            self.scenarios.len() - 1
-        });
-        for (metric, value) in figures {
-            self.figures.entry((at, column, *metric)).or_default().push(*value);
+    pub fn of(all: &[Measured]) -> Self {
+        let mut figures: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+        for one in all {
+            for (metric, value) in &one.figures {
+                figures.entry((one.row.clone(), one.column, *metric)).or_default().push(*value);
+            }
         }
+        Self { figures }
+    }
+
+    /// The fewest and the most repetitions of a figure.
+    pub fn repetitions(&self) -> (usize, usize) {
+        let counts = || self.figures.values().map(Vec::len);
+        (counts().min().unwrap_or(0), counts().max().unwrap_or(0))
     }
 
     /// A table for each metric, without those nobody measured.
@@ -95,33 +126,26 @@ impl Report {
         let mut text = String::new();
         for metric in Metric::ALL {
             let of_it = || self.figures.keys().filter(|key| key.2 == metric);
-            let mut columns: Vec<Column> = of_it().map(|key| key.1).collect();
-            columns.sort_unstable();
-            columns.dedup();
+            let columns: BTreeSet<Column> = of_it().map(|key| key.1).collect();
+            let rows: BTreeSet<&Row> = of_it().map(|key| &key.0).collect();
             if columns.is_empty() {
                 continue;
             }
             let names: Vec<&str> = columns.iter().map(|column| column.name()).collect();
             let _ = writeln!(text, "| {} | {} |", metric.title(), names.join(" | "));
             let _ = writeln!(text, "|---|{}", "---|".repeat(columns.len()));
-            for (at, scenario) in self.scenarios.iter().enumerate() {
-                if of_it().any(|key| key.0 == at) {
-                    let cells: Vec<_> = columns.iter().map(|c| self.cell(at, *c, metric)).collect();
-                    let _ = writeln!(text, "| {scenario} | {} |", cells.join(" | "));
-                }
+            for row in rows {
+                let cells: Vec<_> = columns.iter().map(|c| self.cell(row, *c, metric)).collect();
+                let _ = writeln!(text, "| {} | {} |", row.name, cells.join(" | "));
             }
             text.push('\n');
-        }
-        for failure in &self.failures {
-            let _ = writeln!(text, "- not measured: {failure}");
         }
         text
     }
 
-    fn cell(&self, at: usize, column: Column, metric: Metric) -> String {
-        let Some(values) = self.figures.get(&(at, column, metric)) else {
-            return String::new();
-        };
+    fn cell(&self, row: &Row, column: Column, metric: Metric) -> String {
+        let of = |column: Column| self.figures.get(&(row.clone(), column, metric));
+        let Some(values) = of(column) else { return String::new() };
         let middle = median(values);
         let mut cell = number(middle);
         if values.len() > 1 {
@@ -130,7 +154,7 @@ impl Report {
             let _ = write!(cell, " ({}..{})", number(low), number(high));
         }
         let other = |other: Column| {
-            let values = self.figures.get(&(at, other, metric)).filter(|_| other != column);
+            let values = of(other).filter(|_| other != column);
             values.map(|values| median(values)).filter(|m| *m > 0.0)
         };
         if let Some(postfix) = other(Column::Relay(System::Postfix)) {

@@ -6,15 +6,15 @@ use super::{Meter, Outcome, Scenario, load_of};
 use crate::args::Args;
 use crate::load::{self, Load};
 use crate::peers::{Onward, System, free_address};
-use crate::report::{Column, Metric};
+use crate::report::{Column, Metric, Row};
 use crate::sink::Sink;
 
 const SIZE: usize = 10 << 10;
 const SESSIONS: usize = 50;
 
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
-    let name = format!("backlog of {} x 10 KiB", args.backlog);
-    let mut scenario = Scenario::of_all(args, name, |args, column| {
+    let row = Row::new([args.backlog], format!("backlog of {} x 10 KiB", args.backlog));
+    let mut scenario = Scenario::of_all(args, row, |args, column| {
         let Column::Relay(system) = column else { return Ok(Vec::new()) };
         backlog(args, system)
     });
@@ -31,8 +31,9 @@ fn backlog(args: &Args, system: System) -> Outcome {
     let loaded = load::run(&Load { messages: args.backlog, time: args.limit(), ..load })?;
     let mut figures = meter.stop(loaded.acknowledged);
     figures.push((Metric::Rate, loaded.rate()));
-    let (first, _whole) = relay.list();
+    let (first, whole) = relay.list();
     figures.push((Metric::Listed, first.as_secs_f64() * 1e3));
+    figures.push((Metric::ListedWhole, whole.as_secs_f64() * 1e3));
     relay.down();
     let sink = Sink::listen(smarthost);
     let begun = Instant::now();

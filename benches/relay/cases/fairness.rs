@@ -6,7 +6,7 @@ use super::{Outcome, Scenario, load_of, waits, warm};
 use crate::args::Args;
 use crate::load::{self, Load};
 use crate::peers::{Onward, Relay, System, free_address};
-use crate::report::{Figures, Metric};
+use crate::report::{Figures, Metric, Row};
 use crate::sink::Sink;
 
 const SIZE: usize = 10 << 10;
@@ -19,17 +19,17 @@ const PACE: Duration = Duration::from_millis(250);
 
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
     let beside = format!("healthy route beside a dead one with {}", args.backlog);
-    let polite_beside = format!("{POLITE} polite clients beside {FLOOD} that flood");
     vec![
-        Scenario::of_ours("healthy route alone".to_owned(), |args| healthy(args, false)),
-        Scenario::of_ours(beside, |args| healthy(args, true)),
-        Scenario::of_ours(format!("{POLITE} polite clients alone"), |args| {
-            polite(args, false).map(|(polite, _)| polite)
-        }),
-        Scenario::of_ours(polite_beside, |args| polite(args, true).map(|(polite, _)| polite)),
-        Scenario::of_ours(format!("the {FLOOD} that flood"), |args| {
-            polite(args, true).map(|(_, flood)| flood)
-        }),
+        Scenario::of_ours(Row::new([0], "healthy route alone"), |args| healthy(args, false)),
+        Scenario::of_ours(Row::new([1, args.backlog], beside), |args| healthy(args, true)),
+        Scenario::of_ours(Row::new([2], format!("{POLITE} polite clients alone")), alone),
+        Scenario::rows_of_ours(
+            [
+                Row::new([3], format!("{POLITE} polite clients beside {FLOOD} that flood")),
+                Row::new([4], format!("the {FLOOD} that flood")),
+            ],
+            flooded,
+        ),
     ]
 }
 
@@ -56,21 +56,27 @@ fn healthy(args: &Args, beside: bool) -> Outcome {
     Ok(vec![(Metric::Rate, arrived.unique() as f64 / took)])
 }
 
-/// The waits of a client that asks little, and of those that ask for all they can get.
-fn polite(args: &Args, flooded: bool) -> Result<(Figures, Figures), String> {
+/// The waits of clients that ask little.
+fn alone(args: &Args) -> Outcome {
     let relay = System::Postgate.start(&args.dir, Onward::Held);
-    let flood = flooded.then(|| start_flood(args, &relay));
-    let load = Load {
-        pace: Some(PACE),
-        time: args.time() * 2,
-        ..load_of(args, relay.address, POLITE, SIZE)
-    };
-    let polite = waits(&load::run(&load)?);
-    let Some(flood) = flood else { return Ok((polite, Vec::new())) };
+    polite(args, &relay)
+}
+
+/// The same beside those that ask for all they can get, and what these get.
+fn flooded(args: &Args) -> Result<[Figures; 2], String> {
+    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let flood = start_flood(args, &relay);
+    let polite = polite(args, &relay)?;
     let flood = flood.join().map_err(|_| "the flood failed".to_owned())??;
     let mut figures = waits(&flood);
     figures.push((Metric::Rate, flood.rate()));
-    Ok((polite, figures))
+    Ok([polite, figures])
+}
+
+fn polite(args: &Args, relay: &Relay) -> Outcome {
+    let (time, pace) = (args.time() * 2, Some(PACE));
+    let load = Load { time, pace, ..load_of(args, relay.address, POLITE, SIZE) };
+    Ok(waits(&load::run(&load)?))
 }
 
 type Flood = std::thread::JoinHandle<Result<load::Loaded, String>>;

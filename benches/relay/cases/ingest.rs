@@ -6,21 +6,24 @@ use crate::args::Args;
 use crate::client::Way;
 use crate::load::{self, Load};
 use crate::peers::{Onward, System};
-use crate::report::{Column, Metric};
+use crate::report::{Column, Metric, Row};
 use crate::tools::{SmtpSink, smtp_source};
 
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     for (size, sessions) in each(args) {
-        let row = format!("{}, {sessions} sessions", octets(size));
+        let what = format!("{}, {sessions} sessions", octets(size));
+        let row = |by: u64, end: &str| {
+            Row::new([size as u64, sessions as u64, by], format!("stored, {what}{end}"))
+        };
         for way in args.ways.clone() {
-            let name = match way {
-                Way::Plain => format!("stored, {row}"),
-                Way::Pipelined => format!("stored, {row}, pipelined"),
-                Way::Bdat => format!("stored, {row}, BDAT"),
+            let row = match way {
+                Way::Plain => row(0, ""),
+                Way::Pipelined => row(1, ", pipelined"),
+                Way::Bdat => row(2, ", BDAT"),
             };
             let measure = move |args: &Args, column| stored(args, column, size, sessions, way);
-            let mut scenario = Scenario::of_all(args, name, measure);
+            let mut scenario = Scenario::of_all(args, row, measure);
             // Neither Exim's queue-only mode nor smtp-sink takes BDAT.
             if way == Way::Bdat {
                 scenario.columns.retain(|c| *c != Column::Relay(System::Exim));
@@ -30,8 +33,7 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
             scenarios.push(scenario);
         }
         let measure = move |args: &Args, column| by_smtp_source(args, column, size, sessions);
-        let mut scenario =
-            Scenario::of_all(args, format!("stored, {row}, by smtp-source"), measure);
+        let mut scenario = Scenario::of_all(args, row(3, ", by smtp-source"), measure);
         scenario.columns.push(Column::Ceiling);
         scenarios.push(scenario);
     }

@@ -6,7 +6,7 @@ use super::{Meter, Outcome, Scenario, load_of, octets, waits, warm};
 use crate::args::Args;
 use crate::load::{self, Load};
 use crate::peers::{Onward, System};
-use crate::report::Column;
+use crate::report::{Column, Row};
 
 const PACE: Duration = Duration::from_millis(10);
 
@@ -15,8 +15,8 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
     let sizes = args.sizes.clone().into_iter().filter(|size| *size <= 100 << 10);
     sizes
         .map(|size| {
-            let name = format!("100/s, {}, 1 session", octets(size));
-            Scenario::of_all(args, name, move |args, column| {
+            let row = Row::new([size as u64], format!("100/s, {}, 1 session", octets(size)));
+            Scenario::of_all(args, row, move |args, column| {
                 let Column::Relay(system) = column else { return Ok(Vec::new()) };
                 paced(args, system, size)
             })

@@ -10,14 +10,20 @@ use crate::args::Args;
 use crate::client::{Client, Content};
 use crate::load::number;
 use crate::peers::{Onward, System};
-use crate::report::Metric;
+use crate::report::{Metric, Row};
 use crate::usage::{Watch, memory};
 
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
     vec![
-        Scenario::of_ours(format!("{} idle sessions", args.idle), idle),
         Scenario::of_ours(
-            format!("{} uploads of {} at once", args.uploads, octets(args.upload_size)),
+            Row::new([0, args.idle as u64], format!("{} idle sessions", args.idle)),
+            idle,
+        ),
+        Scenario::of_ours(
+            Row::new(
+                [1, args.uploads as u64, args.upload_size as u64],
+                format!("{} uploads of {} at once", args.uploads, octets(args.upload_size)),
+            ),
             uploads,
         ),
     ]

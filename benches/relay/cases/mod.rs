@@ -15,24 +15,25 @@ use super::args::{Args, Subject};
 use super::client::Way;
 use super::load::{self, Load, Loaded};
 use super::peers::{Relay, System};
-use super::report::{Column, Figures, Metric};
+use super::report::{Column, Figures, Metric, Row};
 use super::usage::{Usage, Watch, memory};
 
 /// What a measurement gave, or why it gave nothing.
 pub type Outcome = Result<Figures, String>;
 
-type Measure = dyn Fn(&Args, Column) -> Outcome;
+/// Gives the figures of each row.
+type Measure = dyn Fn(&Args, Column) -> Result<Vec<Figures>, String>;
 
-/// A row of the tables.
+/// What gives a row of the tables, or several in one go.
 pub struct Scenario {
-    pub name: String,
+    pub rows: Vec<Row>,
     pub columns: Vec<Column>,
     pub measure: Box<Measure>,
 }
 
 /// Everything the arguments ask for.
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
-    let of = |subject: &Subject| match subject {
+    let of = |subject: Subject| match subject {
         Subject::Ingest => ingest::scenarios(args),
         Subject::Through => through::scenarios(args),
         Subject::Latency => latency::scenarios(args),
@@ -40,24 +41,37 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
         Subject::Memory => memory::scenarios(args),
         Subject::Fairness => fairness::scenarios(args),
     };
-    Subject::value_variants().iter().filter(|subject| args.wants(**subject)).flat_map(of).collect()
+    let placed = |subject: Subject| {
+        of(subject).into_iter().map(move |mut scenario| {
+            scenario.rows.iter_mut().for_each(|row| row.place.insert(0, subject as u64));
+            scenario
+        })
+    };
+    let wanted = Subject::value_variants().iter().copied().filter(|subject| args.wants(*subject));
+    wanted.flat_map(placed).collect()
 }
 
 impl Scenario {
     /// Of all relays.
-    fn of_all(
-        args: &Args,
-        name: String,
-        measure: impl Fn(&Args, Column) -> Outcome + 'static,
-    ) -> Self {
+    fn of_all(args: &Args, row: Row, measure: impl Fn(&Args, Column) -> Outcome + 'static) -> Self {
         let columns = args.systems().into_iter().map(Column::Relay).collect();
-        Self { name, columns, measure: Box::new(measure) }
+        let measure = move |args: &Args, column| measure(args, column).map(|figures| vec![figures]);
+        Self { rows: vec![row], columns, measure: Box::new(measure) }
     }
 
     /// Of Postgate alone.
-    fn of_ours(name: String, measure: impl Fn(&Args) -> Outcome + 'static) -> Self {
+    fn of_ours(row: Row, measure: impl Fn(&Args) -> Outcome + 'static) -> Self {
+        Self::rows_of_ours([row], move |args| measure(args).map(|figures| [figures]))
+    }
+
+    /// Of Postgate alone, several rows in one measurement.
+    fn rows_of_ours<const N: usize>(
+        rows: [Row; N],
+        measure: impl Fn(&Args) -> Result<[Figures; N], String> + 'static,
+    ) -> Self {
+        let measure = move |args: &Args, _| measure(args).map(Vec::from);
         let columns = vec![Column::Relay(System::Postgate)];
-        Self { name, columns, measure: Box::new(move |args, _| measure(args)) }
+        Self { rows: rows.into(), columns, measure: Box::new(measure) }
     }
 }
 

@@ -7,17 +7,21 @@ use super::{Meter, Outcome, Scenario, load_of, octets, waits, warm};
 use crate::args::Args;
 use crate::load;
 use crate::peers::{Onward, System, free_address};
-use crate::report::{Column, Metric};
+use crate::report::{Column, Metric, Row};
 use crate::sink::Sink;
 
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
     let rows = each(args).into_iter();
     rows.map(|(size, sessions)| {
         let name = format!("through, {}, {sessions} sessions", octets(size));
-        Scenario::of_all(args, name, move |args, column| {
-            let Column::Relay(system) = column else { return Ok(Vec::new()) };
-            through(args, system, size, sessions)
-        })
+        Scenario::of_all(
+            args,
+            Row::new([size as u64, sessions as u64], name),
+            move |args, column| {
+                let Column::Relay(system) = column else { return Ok(Vec::new()) };
+                through(args, system, size, sessions)
+            },
+        )
     })
     .collect()
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::{Onward, Plan, command, first_line, mode};
 
@@ -13,8 +14,12 @@ fn binary() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_postgate").into(), Into::into)
 }
 
+/// With a checksum of the program: two builds of one version are not the same.
 pub fn version() -> Option<String> {
-    first_line(&mut command(binary(), &["--version"]))
+    static BUILD: OnceLock<u32> = OnceLock::new();
+    let version = first_line(&mut command(binary(), &["--version"]))?;
+    let build = BUILD.get_or_init(|| crc32c::crc32c(&fs::read(binary()).unwrap_or_default()));
+    Some(format!("{version} (build {build:08x})"))
 }
 
 pub fn plan(home: &Path, address: SocketAddr, onward: Onward) -> Plan {
