@@ -11,6 +11,7 @@ use super::peers::System;
 /// Measures Postgate beside other relays, in turn, on this machine.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "bench")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct Args {
     /// Only these subjects
     #[arg(long, value_delimiter = ',')]
@@ -56,6 +57,12 @@ pub struct Args {
     /// Append every figure to this file at once, and show all that is in it, of earlier runs too
     #[arg(long)]
     pub keep: Option<PathBuf>,
+    /// Start Postgate with a spool that is new, not one that mail has gone through
+    #[arg(long)]
+    pub new_spool: bool,
+    /// The aged spool, once there is one.
+    #[arg(skip)]
+    pub aged: Option<PathBuf>,
     /// Put the result into docs/benchmarks.md
     #[arg(long)]
     pub write: bool,
@@ -92,7 +99,7 @@ impl Args {
                 self.systems = vec![System::Postgate];
             }
             (self.sizes, self.sessions) = (vec![1024], vec![4]);
-            self.reps = self.reps.min(1);
+            (self.reps, self.new_spool) = (self.reps.min(1), true);
             (self.seconds, self.messages, self.limit) = (0.4, 100, 30);
             (self.backlog, self.idle, self.uploads, self.upload_size) = (100, 20, 2, 1 << 20);
         }

@@ -20,6 +20,8 @@ pub struct Circumstances {
     pub load: f64,
     /// Of load in a measurement.
     pub seconds: f64,
+    /// Whether Postgate's spools were new.
+    pub new_spool: bool,
 }
 
 impl Circumstances {
@@ -40,7 +42,12 @@ impl Circumstances {
             disk = filesystem(&args.dir),
         );
         let load = read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok());
-        Self { machine, load: load.unwrap_or(0.0), seconds: args.seconds }
+        Self {
+            machine,
+            load: load.unwrap_or(0.0),
+            seconds: args.seconds,
+            new_spool: args.new_spool,
+        }
     }
 }
 
@@ -53,10 +60,12 @@ pub fn facts(all: &[Measured], repetitions: (usize, usize)) -> String {
         let values = || all.iter().map(|one| value(&one.circumstances));
         span(values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max))
     };
+    let spools: BTreeSet<bool> = all.iter().map(|one| one.circumstances.new_spool).collect();
+    let spools = spools.into_iter().map(|new| if new { "new" } else { "aged" });
     let machines: BTreeSet<&str> = all.iter().map(|one| &*one.circumstances.machine).collect();
     format!(
         "{dates} UTC; {machines}; load before {load}. {versions}. {repetitions} repetitions of \
-         {seconds} s, in turn; medians, (least..most), **ratio to Postfix as shipped**, part of \
+         {seconds} s, in turn; Postgate's spools {spools}; medians, (least..most), **ratio to Postfix as shipped**, part of \
          the ceiling.",
         dates = span(
             all.iter().map(|one| &*one.at).min().unwrap_or_default(),
@@ -67,6 +76,7 @@ pub fn facts(all: &[Measured], repetitions: (usize, usize)) -> String {
         versions = versions.collect::<Vec<_>>().join("; "),
         repetitions = span(repetitions.0, repetitions.1),
         seconds = of(|c| c.seconds),
+        spools = spools.collect::<Vec<_>>().join(" and "),
     )
 }
 

@@ -46,6 +46,7 @@ use self::args::Args;
 use self::cases::Scenario;
 use self::keep::{Kept, Measured};
 use self::machine::Circumstances;
+use self::peers::System;
 use self::report::{Column, Figures, Report};
 
 /// Its name as a test.
@@ -140,6 +141,13 @@ fn fit(args: &Args) -> Result<(), String> {
 fn measure(args: &Args, kept: &mut Kept) -> Vec<String> {
     let circumstances = Circumstances::now(args);
     let (scenarios, mut failures) = (cases::scenarios(args), Vec::new());
+    let ours = |scenario: &Scenario| scenario.columns.contains(&Column::Relay(System::Postgate));
+    let ages = args.reps > 0 && !args.new_spool && scenarios.iter().any(ours);
+    let aged = match ages.then(|| peers::aged::spool(args)).transpose() {
+        Ok(aged) => aged,
+        Err(e) => return vec![format!("an aged spool: {e}")],
+    };
+    let args = &Args { aged: aged.as_ref().map(|dir| dir.path().to_owned()), ..args.clone() };
     for rep in 1..=args.reps {
         for scenario in &scenarios {
             for column in &scenario.columns {

@@ -25,7 +25,7 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
 
 fn backlog(args: &Args, system: System) -> Outcome {
     let smarthost = free_address();
-    let mut relay = system.start(&args.dir, Onward::To(smarthost));
+    let mut relay = system.start(args, Onward::To(smarthost));
     let load = load_of(args, relay.address, SESSIONS, SIZE);
     let meter = Meter::start(&relay);
     let loaded = load::run(&Load { messages: args.backlog, time: args.limit(), ..load })?;

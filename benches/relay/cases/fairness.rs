@@ -37,7 +37,7 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
 fn healthy(args: &Args, beside: bool) -> Outcome {
     let smarthost = free_address();
     let sink = Sink::listen(smarthost);
-    let relay = System::Postgate.start(&args.dir, Onward::To(smarthost));
+    let relay = System::Postgate.start(args, Onward::To(smarthost));
     let load = load_of(args, relay.address, SESSIONS, SIZE);
     if beside {
         let (messages, time) = (args.backlog, args.limit());
@@ -58,13 +58,13 @@ fn healthy(args: &Args, beside: bool) -> Outcome {
 
 /// The waits of clients that ask little.
 fn alone(args: &Args) -> Outcome {
-    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let relay = System::Postgate.start(args, Onward::Held);
     polite(args, &relay)
 }
 
 /// The same beside those that ask for all they can get, and what these get.
 fn flooded(args: &Args) -> Result<[Figures; 2], String> {
-    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let relay = System::Postgate.start(args, Onward::Held);
     let flood = start_flood(args, &relay);
     let polite = polite(args, &relay)?;
     let flood = flood.join().map_err(|_| "the flood failed".to_owned())??;

@@ -53,7 +53,7 @@ fn stored(args: &Args, column: Column, size: usize, sessions: usize, way: Way) -
         warm(&load)?;
         return Ok(vec![(Metric::Rate, load::run(&load)?.rate())]);
     };
-    let relay = system.start(&args.dir, Onward::Held);
+    let relay = system.start(args, Onward::Held);
     let load = Load { way, ..load_of(args, relay.address, sessions, size) };
     warm(&load)?;
     let meter = Meter::start(&relay);
@@ -69,7 +69,7 @@ fn stored(args: &Args, column: Column, size: usize, sessions: usize, way: Way) -
 fn by_smtp_source(args: &Args, column: Column, size: usize, sessions: usize) -> Outcome {
     let (relay, sink);
     let to = if let Column::Relay(system) = column {
-        relay = system.start(&args.dir, Onward::Held);
+        relay = system.start(args, Onward::Held);
         relay.address
     } else {
         sink = SmtpSink::start(&args.dir);

@@ -25,7 +25,7 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
 }
 
 fn paced(args: &Args, system: System, size: usize) -> Outcome {
-    let relay = system.start(&args.dir, Onward::Held);
+    let relay = system.start(args, Onward::Held);
     // Enough of them for a hundredth to be some.
     let time = args.time() * 2;
     let load = Load { pace: Some(PACE), time, ..load_of(args, relay.address, 1, size) };

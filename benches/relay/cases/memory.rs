@@ -30,7 +30,7 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
 }
 
 fn idle(args: &Args) -> Outcome {
-    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let relay = System::Postgate.start(args, Onward::Held);
     let before = memory(relay.pid());
     let runtime = runtime();
     let sessions = runtime.block_on(async {
@@ -47,7 +47,7 @@ fn idle(args: &Args) -> Outcome {
 
 /// All of each is sent, then all end at once.
 fn uploads(args: &Args) -> Outcome {
-    let relay = System::Postgate.start(&args.dir, Onward::Held);
+    let relay = System::Postgate.start(args, Onward::Held);
     let before = memory(relay.pid());
     let watch = Watch::start(relay.pid());
     let content = Arc::new(Content::new(args.upload_size));

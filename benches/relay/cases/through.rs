@@ -29,7 +29,7 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
 fn through(args: &Args, system: System, size: usize, sessions: usize) -> Outcome {
     let smarthost = free_address();
     let sink = Sink::listen(smarthost);
-    let relay = system.start(&args.dir, Onward::To(smarthost));
+    let relay = system.start(args, Onward::To(smarthost));
     let load = load_of(args, relay.address, sessions, size);
     let warmed = warm(&load)?;
     sink.wait(warmed, args.limit());

@@ -1,5 +1,6 @@
 //! The relays that are compared. Each is a plan: files in a folder of its own, and commands.
 
+pub mod aged;
 mod exim;
 mod postfix;
 mod postgate;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use super::args::Args;
 use super::process::{self, Part};
 
 /// A start or a stop that takes longer has failed.
@@ -57,12 +59,15 @@ impl System {
         }
     }
 
-    /// Starts it with an empty queue in a new folder within `place`.
-    pub fn start(self, place: &Path, onward: Onward) -> Relay {
-        let home = tempfile::Builder::new().prefix("relay").tempdir_in(place).unwrap();
+    /// Starts it with an empty queue in a new folder.
+    pub fn start(self, args: &Args, onward: Onward) -> Relay {
+        let home = tempfile::Builder::new().prefix("relay").tempdir_in(&args.dir).unwrap();
         mode(home.path(), 0o755);
         let address = free_address();
         let plan = self.plan(home.path(), address, onward);
+        if let (Self::Postgate, Some(aged)) = (self, &args.aged) {
+            aged::copy(aged, &postgate::spool(home.path()));
+        }
         let mut relay = Relay { address, plan, part: None, home };
         relay.up();
         relay

@@ -27,8 +27,8 @@ pub fn plan(home: &Path, address: SocketAddr, onward: Onward) -> Plan {
         Onward::To(smarthost) => smarthost,
         Onward::Held => super::free_address(),
     };
-    fs::create_dir(home.join("spool")).unwrap();
-    mode(&home.join("spool"), 0o700);
+    fs::create_dir(spool(home)).unwrap();
+    mode(&spool(home), 0o700);
     let file = home.join("postgate.toml");
     fs::write(&file, toml(home, address, smarthost)).unwrap();
     let file = file.to_string_lossy().into_owned();
@@ -42,9 +42,14 @@ pub fn plan(home: &Path, address: SocketAddr, onward: Onward) -> Plan {
     }
 }
 
+/// Its folder.
+pub fn spool(home: &Path) -> PathBuf {
+    home.join("spool")
+}
+
 /// `dead.test` has a route of its own, to a smarthost that is never there.
 fn toml(home: &Path, address: SocketAddr, smarthost: SocketAddr) -> String {
-    let (spool, socket) = (home.join("spool"), home.join("admin.sock"));
+    let (spool, socket) = (spool(home), home.join("admin.sock"));
     let (spool, socket) = (spool.display(), socket.display());
     let (port, nobody) = (smarthost.port(), super::free_address().port());
     format!(
