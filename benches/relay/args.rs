@@ -43,6 +43,12 @@ pub struct Args {
     /// Messages of a backlog
     #[arg(long, default_value_t = 100_000)]
     pub backlog: u64,
+    /// Messages that are queued while new mail comes
+    #[arg(long, default_value_t = 1_000_000)]
+    pub queued: u64,
+    /// Sessions that drip, and as many that do not read
+    #[arg(long, default_value_t = 100)]
+    pub slow: usize,
     /// Idle sessions
     #[arg(long, default_value_t = 10_000)]
     pub idle: usize,
@@ -79,6 +85,8 @@ pub struct Args {
 pub enum Subject {
     /// How fast mail is stored while nothing is forwarded.
     Ingest,
+    /// What a long queue costs new mail.
+    Queued,
     /// From the first message in to the last at the smarthost.
     Through,
     /// The wait for the 250 under little load.
@@ -101,7 +109,8 @@ impl Args {
             (self.sizes, self.sessions) = (vec![1024], vec![4]);
             (self.reps, self.new_spool) = (self.reps.min(1), true);
             (self.seconds, self.messages, self.limit) = (0.4, 100, 30);
-            (self.backlog, self.idle, self.uploads, self.upload_size) = (100, 20, 2, 1 << 20);
+            (self.backlog, self.queued, self.slow) = (100, 200, 10);
+            (self.idle, self.uploads, self.upload_size) = (20, 2, 1 << 20);
         }
         self
     }

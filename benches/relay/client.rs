@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 /// Content of more than this is not copied behind its header, but written in pieces.
 const WHOLE: usize = 64 * 1024;
@@ -107,16 +107,31 @@ impl Client {
         }
     }
 
-    /// Begins a message and sends all of it but its end.
-    pub async fn upload(&mut self, number: u64, content: &Content) -> Result<(), String> {
+    /// Begins a message, up to its content.
+    pub async fn begin(&mut self, number: u64) -> Result<(), String> {
         self.write(
             format!("MAIL FROM:<app@bench.test>\r\nRCPT TO:<m{number}@sink.test>\r\n").as_bytes(),
         )
         .await?;
         self.replies(&["250", "250"]).await?;
         self.write(b"DATA\r\n").await?;
-        self.expect("354").await?;
+        self.expect("354").await
+    }
+
+    /// Begins a message and sends all of it but its end.
+    pub async fn upload(&mut self, number: u64, content: &Content) -> Result<(), String> {
+        self.begin(number).await?;
         self.content(&header(number), content, b"").await.map(|_| ())
+    }
+
+    /// Sends content octet by octet, one at each tick of `pace`, and not its end.
+    pub async fn drip(&mut self, content: &Content, pace: Duration) -> Result<(), String> {
+        let mut ticks = interval(pace);
+        for octet in &content.text {
+            ticks.tick().await;
+            self.write(&[*octet]).await?;
+        }
+        Ok(())
     }
 
     /// Ends what [`upload`](Self::upload) began.

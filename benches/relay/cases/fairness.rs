@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Scenario, load_of, waits, warm};
+use super::{MOST, Outcome, Scenario, load_of, slow, waits, warm};
 use crate::args::Args;
 use crate::load::{self, Load};
 use crate::peers::{Onward, Relay, System, free_address};
@@ -19,7 +19,7 @@ const PACE: Duration = Duration::from_millis(250);
 
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
     let beside = format!("healthy route beside a dead one with {}", args.backlog);
-    vec![
+    let mut all = vec![
         Scenario::of_ours(Row::new([0], "healthy route alone"), |args| healthy(args, false)),
         Scenario::of_ours(Row::new([1, args.backlog], beside), |args| healthy(args, true)),
         Scenario::of_ours(Row::new([2], format!("{POLITE} polite clients alone")), alone),
@@ -30,7 +30,9 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
             ],
             flooded,
         ),
-    ]
+    ];
+    all.extend(slow::scenarios(args));
+    all
 }
 
 /// The through rate of one route, while another may have a backlog that goes nowhere.
@@ -84,7 +86,8 @@ type Flood = std::thread::JoinHandle<Result<load::Loaded, String>>;
 /// Lasts a little longer than the polite client does.
 fn start_flood(args: &Args, relay: &Relay) -> Flood {
     let time = args.time() * 2 + Duration::from_millis(500);
-    let load = Load { messages: u64::MAX, time, ..load_of(args, relay.address, FLOOD, SIZE) };
+    let load =
+        Load { messages: MOST / SIZE as u64, time, ..load_of(args, relay.address, FLOOD, SIZE) };
     let flood = std::thread::spawn(move || load::run(&load));
     std::thread::sleep(Duration::from_millis(250));
     flood

@@ -76,9 +76,9 @@ fn by_smtp_source(args: &Args, column: Column, size: usize, sessions: usize) -> 
         sink.address
     };
     let load = load_of(args, to, sessions, size);
-    let probe = Load { time: args.time().div_f64(4.0), ..load };
+    let probe = Load { time: args.time().div_f64(4.0), ..load.clone() };
     let rate = load::run(&probe)?.rate();
-    let messages = ((rate * args.seconds) as u64).clamp(sessions as u64, args.messages);
+    let messages = ((rate * args.seconds) as u64).clamp(1, load.messages);
     let loaded = smtp_source(to, sessions, size, messages, args.limit())?;
     Ok(vec![(Metric::Rate, loaded.rate())])
 }

@@ -5,6 +5,8 @@ mod fairness;
 mod ingest;
 mod latency;
 mod memory;
+mod queued;
+mod slow;
 mod through;
 
 use std::time::Duration;
@@ -21,6 +23,9 @@ use super::usage::{Usage, Watch, memory};
 /// What a measurement gave, or why it gave nothing.
 pub type Outcome = Result<Figures, String>;
 
+/// Octets of mail in a measurement, at most: all of it may stay on the disk until the end.
+const MOST: u64 = 4 << 30;
+
 /// Gives the figures of each row.
 type Measure = dyn Fn(&Args, Column) -> Result<Vec<Figures>, String>;
 
@@ -35,6 +40,7 @@ pub struct Scenario {
 pub fn scenarios(args: &Args) -> Vec<Scenario> {
     let of = |subject: Subject| match subject {
         Subject::Ingest => ingest::scenarios(args),
+        Subject::Queued => queued::scenarios(args),
         Subject::Through => through::scenarios(args),
         Subject::Latency => latency::scenarios(args),
         Subject::Backlog => backlog::scenarios(args),
@@ -83,7 +89,7 @@ fn load_of(args: &Args, to: std::net::SocketAddr, sessions: usize, size: usize) 
         sessions,
         size,
         way: Way::Plain,
-        messages: args.messages,
+        messages: args.messages.min(MOST / size as u64),
         time: args.time(),
         pace: None,
     }

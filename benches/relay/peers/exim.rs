@@ -47,7 +47,7 @@ fn configuration(home: &Path, address: SocketAddr, onward: Onward) -> String {
     let d = home.display();
     let (held, to) = match onward {
         Onward::Held => ("queue_only", 25),
-        Onward::To(to) => ("", to.port()),
+        Onward::To(to) | Onward::ToFirst(to) => ("", to.port()),
     };
     let (port, exim) = (address.port(), binary().unwrap_or_default());
     let exim = exim.display();

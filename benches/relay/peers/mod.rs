@@ -90,6 +90,8 @@ pub enum Onward {
     Held,
     /// It is delivered there, when somebody listens.
     To(SocketAddr),
+    /// There, or else somewhere that is never needed. Only Postgate makes a difference.
+    ToFirst(SocketAddr),
 }
 
 /// How a relay is run.

@@ -70,7 +70,9 @@ smtpd_client_connection_count_limit = 10000
     );
     let _ = match onward {
         Onward::Held => writeln!(text, "smtpd_client_restrictions = static:HOLD"),
-        Onward::To(to) => writeln!(text, "default_transport = smtp:[127.0.0.1]:{}", to.port()),
+        Onward::To(to) | Onward::ToFirst(to) => {
+            writeln!(text, "default_transport = smtp:[127.0.0.1]:{}", to.port())
+        }
     };
     if tuned { text + TUNED } else { text }
 }

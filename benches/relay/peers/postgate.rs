@@ -24,13 +24,17 @@ pub fn version() -> Option<String> {
 
 pub fn plan(home: &Path, address: SocketAddr, onward: Onward) -> Plan {
     let smarthost = match onward {
-        Onward::To(smarthost) => smarthost,
+        Onward::To(smarthost) | Onward::ToFirst(smarthost) => smarthost,
         Onward::Held => super::free_address(),
     };
     fs::create_dir(spool(home)).unwrap();
     mode(&spool(home), 0o700);
     let file = home.join("postgate.toml");
-    fs::write(&file, toml(home, address, smarthost)).unwrap();
+    let upstreams = match onward {
+        Onward::ToFirst(_) => "\"core\", \"nobody\"",
+        Onward::To(_) | Onward::Held => "\"core\"",
+    };
+    fs::write(&file, toml(home, address, smarthost, upstreams)).unwrap();
     let file = file.to_string_lossy().into_owned();
     let cli = |words: &[&str]| command(binary(), &[&["-c", &file], words].concat());
     let held = matches!(onward, Onward::Held);
@@ -48,7 +52,7 @@ pub fn spool(home: &Path) -> PathBuf {
 }
 
 /// `dead.test` has a route of its own, to a smarthost that is never there.
-fn toml(home: &Path, address: SocketAddr, smarthost: SocketAddr) -> String {
+fn toml(home: &Path, address: SocketAddr, smarthost: SocketAddr, upstreams: &str) -> String {
     let (spool, socket) = (spool(home), home.join("admin.sock"));
     let (spool, socket) = (spool.display(), socket.display());
     let (port, nobody) = (smarthost.port(), super::free_address().port());
@@ -68,6 +72,7 @@ max_messages_per_connection = 1000000
 [spool]
 path = \"{spool}\"
 allow_volatile = true
+max_messages = 100000000
 
 [upstreams.core]
 type = \"smtp\"
@@ -88,7 +93,7 @@ upstreams = [\"nobody\"]
 
 [[route]]
 name = \"default\"
-upstreams = [\"core\"]
+upstreams = [{upstreams}]
 
 [admin]
 socket = \"{socket}\"

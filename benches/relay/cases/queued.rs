@@ -1,0 +1,60 @@
+//! What a long queue costs new mail. Postgate alone. All its spools are new here: where nothing is
+//! delivered, no segment is used again, and what is compared is to differ in nothing else.
+
+use super::{Meter, Outcome, Scenario, load_of, octets, waits, warm};
+use crate::args::Args;
+use crate::client::Way;
+use crate::load::{self, Load};
+use crate::peers::{Onward, Relay, System};
+use crate::report::{Figures, Metric, Row};
+
+const SIZES: [usize; 2] = [1 << 10, 10 << 10];
+const SESSIONS: usize = 50;
+/// Octets of each message that is queued before.
+const SMALL: usize = 1 << 10;
+
+pub fn scenarios(args: &Args) -> Vec<Scenario> {
+    let row = |size: usize, queued: u64| {
+        let name = format!("stored, {}, {SESSIONS} sessions, {queued} queued", octets(size));
+        Row::new([size as u64, queued], name)
+    };
+    let empty = |size| {
+        let measure = move |args: &Args| stored(args, &start(args, 0)?, size);
+        Scenario::of_ours(row(size, 0), measure)
+    };
+    let full = Scenario::rows_of_ours(SIZES.map(|size| row(size, args.queued)), full);
+    SIZES.map(empty).into_iter().chain([full]).collect()
+}
+
+/// Filling takes longest: it is done once for all sizes.
+fn full(args: &Args) -> Result<[Figures; 2], String> {
+    let relay = start(args, args.queued)?;
+    let [small, large] = SIZES;
+    Ok([stored(args, &relay, small)?, stored(args, &relay, large)?])
+}
+
+/// With so many messages that stay.
+fn start(args: &Args, queued: u64) -> Result<Relay, String> {
+    let args = &Args { aged: None, ..args.clone() };
+    let relay = System::Postgate.start(args, Onward::Held);
+    if queued > 0 {
+        let load = load_of(args, relay.address, SESSIONS, SMALL);
+        let (messages, time) = (queued, args.limit());
+        let filled = load::run(&Load { way: Way::Pipelined, messages, time, ..load })?;
+        if filled.acknowledged != queued {
+            return Err(format!("{} of {queued} were queued in time", filled.acknowledged));
+        }
+    }
+    Ok(relay)
+}
+
+fn stored(args: &Args, relay: &Relay, size: usize) -> Outcome {
+    let load = load_of(args, relay.address, SESSIONS, size);
+    warm(&load)?;
+    let meter = Meter::start(relay);
+    let loaded = load::run(&load)?;
+    let mut figures = meter.stop(loaded.acknowledged);
+    figures.push((Metric::Rate, loaded.rate()));
+    figures.extend(waits(&loaded));
+    Ok(figures)
+}
