@@ -56,6 +56,7 @@ pub enum Metric {
     P99,
     Cpu,
     Written,
+    Disk,
     IdleMemory,
     PeakMemory,
     Listed,
@@ -65,12 +66,13 @@ pub enum Metric {
 }
 
 impl Metric {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Rate,
         Self::P50,
         Self::P99,
         Self::Cpu,
         Self::Written,
+        Self::Disk,
         Self::IdleMemory,
         Self::PeakMemory,
         Self::Listed,
@@ -85,7 +87,8 @@ impl Metric {
             Self::P50 => "wait for the 250 after the final dot, p50, ms",
             Self::P99 => "wait for the 250 after the final dot, p99, ms",
             Self::Cpu => "CPU seconds per 1,000 messages, all processes",
-            Self::Written => "MiB sent to the disk per 1,000 messages",
+            Self::Written => "MiB written per 1,000 messages, as counted for the processes",
+            Self::Disk => "MiB the disk wrote per 1,000 messages, journal and others included",
             Self::IdleMemory => "memory before the load, MiB (PSS, all processes)",
             Self::PeakMemory => "memory at most, MiB (PSS, all processes)",
             Self::Listed => "first line of the queue's list, ms",

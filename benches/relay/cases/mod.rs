@@ -9,6 +9,7 @@ mod queued;
 mod slow;
 mod through;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -18,7 +19,7 @@ use super::client::Way;
 use super::load::{self, Load, Loaded};
 use super::peers::{Relay, System};
 use super::report::{Column, Figures, Metric, Row};
-use super::usage::{Usage, Watch, memory};
+use super::usage::{Usage, Watch, memory, written_by_disk};
 
 /// What a measurement gave, or why it gave nothing.
 pub type Outcome = Result<Figures, String>;
@@ -54,7 +55,9 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
         })
     };
     let wanted = Subject::value_variants().iter().copied().filter(|subject| args.wants(*subject));
-    wanted.flat_map(placed).collect()
+    let ours = args.systems().contains(&System::Postgate);
+    let measured = |scenario: &Scenario| ours || !scenario.is_ours();
+    wanted.flat_map(placed).filter(measured).collect()
 }
 
 impl Scenario {
@@ -68,6 +71,11 @@ impl Scenario {
     /// Of Postgate alone.
     fn of_ours(row: Row, measure: impl Fn(&Args) -> Outcome + 'static) -> Self {
         Self::rows_of_ours([row], move |args| measure(args).map(|figures| [figures]))
+    }
+
+    /// Whether it is of Postgate alone.
+    fn is_ours(&self) -> bool {
+        self.columns == [Column::Relay(System::Postgate)]
     }
 
     /// Of Postgate alone, several rows in one measurement.
@@ -105,6 +113,8 @@ fn warm(load: &Load) -> Result<u64, String> {
 /// What a relay used while something was done to it.
 struct Meter {
     pid: u32,
+    home: PathBuf,
+    disk: Option<f64>,
     idle: f64,
     before: Usage,
     watch: Watch,
@@ -112,19 +122,25 @@ struct Meter {
 
 impl Meter {
     fn start(relay: &Relay) -> Self {
-        let pid = relay.pid();
-        Self { pid, idle: memory(pid), before: Usage::of(pid), watch: Watch::start(pid) }
+        // What was done before is not to be written now.
+        rustix::fs::sync();
+        let (pid, home) = (relay.pid(), relay.home().to_owned());
+        let (disk, watch) = (written_by_disk(&home), Watch::start(pid));
+        Self { pid, home, disk, idle: memory(pid), before: Usage::of(pid), watch }
     }
 
     fn stop(self, messages: u64) -> Figures {
         let used = Usage::of(self.pid).since(self.before);
         let thousands = messages as f64 / 1e3;
-        vec![
+        let disk = self.disk.and_then(|before| Some(written_by_disk(&self.home)? - before));
+        let mut figures = vec![
             (Metric::Cpu, used.cpu / thousands),
             (Metric::Written, used.written / 1_048_576.0 / thousands),
             (Metric::IdleMemory, self.idle),
             (Metric::PeakMemory, self.watch.peak()),
-        ]
+        ];
+        figures.extend(disk.map(|octets| (Metric::Disk, octets / 1_048_576.0 / thousands)));
+        figures
     }
 }
 

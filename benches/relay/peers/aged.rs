@@ -39,7 +39,7 @@ pub fn spool(args: &Args) -> Result<TempDir, String> {
     }
     relay.down();
     let aged = tempfile::Builder::new().prefix("aged").tempdir_in(&args.dir).unwrap();
-    copy(&postgate::spool(relay.home.path()), aged.path());
+    copy(&postgate::spool(relay.home()), aged.path());
     Ok(aged)
 }
 

@@ -161,6 +161,11 @@ impl Relay {
         (first, begun.elapsed())
     }
 
+    /// Its folder, with its queue.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
     pub fn log(&self) -> String {
         let log = fs::read_to_string(self.log_file()).unwrap_or_default();
         let end: Vec<&str> = log.lines().rev().take(20).collect();
