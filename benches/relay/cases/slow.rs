@@ -1,6 +1,5 @@
 //! Clients that write octet by octet, and clients that never read: what they cost the others.
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -95,29 +94,26 @@ async fn be_slow(
         });
         readers.spawn(deaf(to));
     }
-    let (mut dripping, mut stuck) = (JoinSet::new(), Vec::new());
+    let mut slow = JoinSet::new();
     let content = Arc::new(Content::new(SIZE));
     while let Some(client) = writers.join_next().await {
         let (mut client, content) = (client.unwrap()?, Arc::clone(&content));
-        dripping.spawn(async move { client.drip(&content, DRIP).await });
+        slow.spawn(async move { client.drip(&content, DRIP).await });
     }
     while let Some(client) = readers.join_next().await {
-        stuck.push(client.unwrap()?);
+        let mut stream = client.unwrap()?;
+        // As soon as a little room is there, it asks again.
+        slow.spawn(async move {
+            loop {
+                ask(&mut stream).await?;
+            }
+        });
     }
     let _ = up.send(());
     tokio::select! {
-        _ = ended => {}
-        Some(dripped) = dripping.join_next() => {
-            return Err(format!("one that drips ended: {dripped:?}"));
-        }
+        _ = ended => Ok(()),
+        Some(left) = slow.join_next() => Err(format!("a slow one was left: {left:?}")),
     }
-    for client in stuck {
-        match client.try_write(b"NOOP\r\n") {
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            other => return Err(format!("one that does not read went on: {other:?}")),
-        }
-    }
-    Ok(())
 }
 
 /// Asks and asks and never reads, not even the greeting, until it can write no more.
@@ -129,12 +125,13 @@ async fn deaf(to: SocketAddr) -> Result<TcpStream, String> {
     let mut stream = socket.connect(to).await.map_err(|e| format!("connect: {e}"))?;
     // Who speaks before the greeting is refused.
     stream.readable().await.map_err(|e| format!("greeting: {e}"))?;
-    let asks = b"EHLO deaf.test\r\n".repeat(1000);
-    loop {
-        match timeout(STUCK, stream.write_all(&asks)).await {
-            Err(_) => return Ok(stream),
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(format!("one that does not read: {e}")),
-        }
+    while let Ok(asked) = timeout(STUCK, ask(&mut stream)).await {
+        asked?;
     }
+    Ok(stream)
+}
+
+async fn ask(stream: &mut TcpStream) -> Result<(), String> {
+    let asks = b"EHLO deaf.test\r\n".repeat(1000);
+    stream.write_all(&asks).await.map_err(|e| format!("one that does not read: {e}"))
 }
