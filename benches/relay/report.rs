@@ -173,7 +173,13 @@ impl Report {
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
+    let middle = sorted.len() / 2;
+    // Of an even number the two in the middle: runs may add up to one.
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        sorted[middle - 1..=middle].iter().sum::<f64>() / 2.0
+    }
 }
 
 /// Three digits that count, with commas between thousands.
