@@ -268,14 +268,16 @@ impl Scheduler {
     /// Says so when the mail of a route goes another way than before.
     fn tell_heads(&mut self, plan: &Plan, now: Instant) {
         for (route, mut lanes) in plan.routes() {
-            let head = lanes.find(|lane| lane.is_well(now)).map(|lane| lane.name().to_owned());
-            let before = self.heads.insert(route.name.clone(), head.clone());
-            let first = || route.upstreams.first().cloned();
-            let before = before.unwrap_or_else(first);
-            if before != head {
-                let (from, to) = (before.as_deref(), head.as_deref());
+            let to = lanes.find(|lane| lane.is_well(now)).map(|lane| lane.name());
+            let known = self.heads.get(&route.name).map(Option::as_deref);
+            if known == Some(to) {
+                continue;
+            }
+            let from = known.unwrap_or_else(|| route.upstreams.first().map(String::as_str));
+            if from != to {
                 event::RouteSwitched { route: &route.name, from, to }.emit();
             }
+            self.heads.insert(route.name.clone(), to.map(str::to_owned));
         }
     }
 }

@@ -91,7 +91,8 @@ impl SmtpUpstream {
                 return self.done(connection, finished, trace);
             }
         }
-        trace.host = self.target(credentials.as_deref()).map(|target| target.host);
+        let place = credentials.as_deref().map(|c| &c.place);
+        trace.host = self.connector.settings().host(place).map(str::to_owned);
         match self.connector.open(credentials, deadline, &mut trace).await {
             Ok(mut connection) => {
                 trace.using(&connection);
@@ -115,10 +116,6 @@ impl SmtpUpstream {
         let wanted = self.connector.settings().auth_required;
         self.credentials.borrow().clone().filter(|_| wanted)
     }
-
-    fn target(&self, credentials: Option<&Credentials>) -> Option<Target> {
-        self.connector.settings().target(credentials.map(|c| &c.place))
-    }
 }
 
 #[async_trait]
@@ -130,7 +127,8 @@ impl Upstream for SmtpUpstream {
     fn standing(&self) -> Standing {
         let credentials = self.credentials.borrow();
         let lacking = self.connector.settings().auth_required && credentials.is_none();
-        let wanting = match self.target(credentials.as_deref()) {
+        let place = credentials.as_deref().map(|c| &c.place);
+        let wanting = match self.connector.settings().host(place) {
             _ if lacking => Some(NO_CREDENTIALS.to_owned()),
             None => Some(Cause::NoHost.to_string()),
             Some(_) => None,

@@ -65,8 +65,7 @@ impl Settings {
     /// Where to connect and how, when the secret was asked for what the settings leave out. `None`
     /// when neither names a host.
     pub fn target(&self, secret: Option<&Place>) -> Option<Target> {
-        let said = |place: &Place| place.host.clone();
-        let host = self.host.clone().or_else(|| secret.and_then(said))?;
+        let host = self.host(secret)?.to_owned();
         let port = self.port.or_else(|| secret?.port).unwrap_or(DEFAULT_PORT);
         let tls = self.tls.unwrap_or_else(|| match secret.and_then(|place| place.use_tls) {
             Some(false) => TlsMode::None,
@@ -75,6 +74,11 @@ impl Settings {
             Some(true) | None => TlsMode::StartTls,
         });
         Some(Target { host, port, tls })
+    }
+
+    /// The host of the [`target`](Self::target).
+    pub fn host<'a>(&'a self, secret: Option<&'a Place>) -> Option<&'a str> {
+        self.host.as_deref().or_else(|| secret?.host.as_deref())
     }
 }
 
