@@ -51,7 +51,19 @@ impl LogDraft {
         if self.buffer.len() + chunk.len() > room {
             return self.flush(chunk).await;
         }
+        if self.buffer.capacity() == 0 {
+            return self.adopt(chunk);
+        }
         self.gather(&chunk)
+    }
+
+    /// Makes the first piece the buffer: most bodies have no other. It is copied only if someone
+    /// else has it, too.
+    fn adopt(&mut self, chunk: Bytes) -> Result<(), SpoolError> {
+        let buffer = Vec::from(chunk);
+        self.held.grow(buffer.capacity() as u64)?;
+        self.buffer = buffer;
+        Ok(())
     }
 
     /// Adds to the buffer, whose every octet is paid for from the budget.
