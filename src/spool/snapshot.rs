@@ -67,6 +67,11 @@ pub(super) fn names(storage: &dyn Storage) -> io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
+/// Octets of a snapshot of so many messages.
+pub(super) const fn size(messages: u64) -> u64 {
+    (HEADER + TRAILER) as u64 + messages * ENTRY as u64
+}
+
 /// Writes down what `page` gives, which is asked for all slots above an id, a page at a time.
 /// Blocks.
 pub(super) fn write(

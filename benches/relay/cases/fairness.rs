@@ -54,6 +54,7 @@ fn healthy(args: &Args, beside: bool) -> Outcome {
     if arrived.unique() != loaded.acknowledged {
         return Err(format!("{} of {} arrived", arrived.unique(), loaded.acknowledged));
     }
+    relay.has_put_off_nothing("default")?;
     let took = arrived.last.map_or(0.0, |last| last.duration_since(begun).as_secs_f64());
     Ok(vec![(Metric::Rate, arrived.unique() as f64 / took)])
 }

@@ -60,6 +60,7 @@ fn through(
             arrived.repeated
         ));
     }
+    relay.has_put_off_nothing("default")?;
     let took = arrived.last.map_or(0.0, |last| last.duration_since(begun).as_secs_f64());
     figures.push((Metric::Rate, arrived.unique() as f64 / took));
     figures.extend(waits(&loaded));

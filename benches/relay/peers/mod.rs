@@ -161,6 +161,16 @@ impl Relay {
         (first, begun.elapsed())
     }
 
+    /// Nothing of this route may have been put off, as its smarthost was well all the time. Only
+    /// Postgate says so in its log.
+    pub fn has_put_off_nothing(&self, route: &str) -> Result<(), String> {
+        let log = fs::read_to_string(self.log_file()).map_err(|e| e.to_string())?;
+        let route = format!("\"route\":\"{route}\"");
+        let put_off =
+            |line: &&str| line.contains("\"status\":\"deferred\"") && line.contains(&route);
+        log.lines().find(put_off).map_or(Ok(()), |line| Err(format!("put off: {line}")))
+    }
+
     /// Its folder, with its queue.
     pub fn home(&self) -> &Path {
         self.home.path()
