@@ -7,7 +7,8 @@ use memchr::{memchr, memchr_iter};
 /// parameters of extensions; a line above it is answered 500 and thrown away to its end.
 pub const COMMAND_LINE_MAX: usize = 4096;
 
-/// Input that was not used yet.
+/// Input that was not used yet. When there is none it holds no memory: most sessions wait for their
+/// client's next command, and there may be many.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     input: BytesMut,
@@ -33,7 +34,7 @@ impl Lines {
 
     /// Throws everything away.
     pub(super) fn clear(&mut self) {
-        self.input.clear();
+        self.input = BytesMut::new();
         self.skipping = false;
     }
 
@@ -46,7 +47,7 @@ impl Lines {
     pub(super) fn at_line_start(&mut self) -> bool {
         if self.skipping {
             let Some(end) = memchr(b'\n', &self.input) else {
-                self.input.clear();
+                self.input = BytesMut::new();
                 return false;
             };
             self.consume(end + 1);
@@ -57,9 +58,9 @@ impl Lines {
 
     /// The first `n` octets were used.
     pub(super) fn consume(&mut self, n: usize) {
-        self.input.advance(n.min(self.input.len()));
-        if self.input.is_empty() && self.input.capacity() > COMMAND_LINE_MAX {
-            // What a message needed is not kept while its client sends nothing.
+        if n < self.input.len() {
+            self.input.advance(n);
+        } else {
             self.input = BytesMut::new();
         }
     }
@@ -81,7 +82,11 @@ impl Lines {
             self.skipping = true;
             return Some(Line::TooLong);
         };
-        let mut line = self.input.split_to(end + 1).freeze();
+        let mut line = if end + 1 < self.input.len() {
+            self.input.split_to(end + 1).freeze()
+        } else {
+            std::mem::take(&mut self.input).freeze()
+        };
         line.truncate(end);
         if line.last() == Some(&b'\r') {
             line.truncate(end - 1);
@@ -113,6 +118,28 @@ mod tests {
                 assert_eq!(seen[0] != Line::TooLong, fits, "{len} by {chunk}");
                 assert_eq!(seen[1], Line::Complete(Bytes::from_static(b"NOOP")));
             }
+        }
+    }
+
+    #[test]
+    fn what_was_used_takes_no_memory_however_it_was_used() {
+        let uses: [fn(&mut Lines); 4] = [
+            |lines| lines.consume(16 << 10),
+            |lines| lines.clear(),
+            |lines| while lines.next_line().is_some() {},
+            |lines| {
+                lines.skipping = true;
+                assert!(lines.at_line_start() || lines.next_line().is_none());
+                lines.consume(16 << 10);
+            },
+        ];
+        for (n, used) in uses.into_iter().enumerate() {
+            let mut lines = Lines::default();
+            lines.push("NOOP\r\n".repeat((16 << 10) / 6).as_bytes());
+            used(&mut lines);
+            // Memory that is still there would be used again.
+            lines.push(b"x");
+            assert!(lines.input.capacity() < 100, "{n}: {}", lines.input.capacity());
         }
     }
 
