@@ -18,7 +18,7 @@ const LINES_MAX: usize = 8192;
 const LINES_AT_ONCE: usize = 64 * 1024;
 
 /// How long lines gather before they are written: a thread that wakes for each of many costs more
-/// than all else that is done for it.
+/// than all else that is done for it. A process that is killed takes the lines of this time with it.
 const GATHER: Duration = Duration::from_millis(2);
 
 /// How often measurements are summed up.
@@ -87,8 +87,9 @@ impl<W: Write> Write for Gathering<W> {
         self.0.write(octets)
     }
 
+    /// What could not be written is kept, and tried again with the next lines; nobody could be told.
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()?;
+        let _ = self.0.flush();
         std::thread::sleep(GATHER);
         Ok(())
     }
@@ -143,4 +144,54 @@ fn start_counting() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(buckets("spool_commit_duration"), &COMMIT_BUCKETS)?
         .set_buckets_for_metric(buckets("message_latency"), &LATENCY_BUCKETS)?
         .install_recorder()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Takes lines once it is mended.
+    #[derive(Clone, Default)]
+    struct Out {
+        mended: Arc<Mutex<bool>>,
+        lines: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Out {
+        fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+            if !*self.mended.lock().unwrap() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.lines.lock().unwrap().extend_from_slice(octets);
+            Ok(octets.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_could_not_be_written_are_written_with_the_next() {
+        let out = Out::default();
+        let mut gathering = Gathering(BufWriter::new(out.clone()));
+        gathering.write_all(b"one\n").unwrap();
+        gathering.flush().unwrap();
+        *out.mended.lock().unwrap() = true;
+        gathering.write_all(b"two\n").unwrap();
+        gathering.flush().unwrap();
+        assert_eq!(*out.lines.lock().unwrap(), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn the_last_lines_are_written_when_logging_ends() {
+        let out = Out { mended: Arc::new(Mutex::new(true)), ..Out::default() };
+        let gathering = Gathering(BufWriter::new(out.clone()));
+        let (mut writer, guard) = NonBlockingBuilder::default().finish(gathering);
+        writer.write_all(b"last\n").unwrap();
+        drop(guard);
+        assert_eq!(*out.lines.lock().unwrap(), b"last\n");
+    }
 }
