@@ -26,6 +26,10 @@ const MAGIC: [u8; 8] = *b"PGATESNP";
 const VERSION: u32 = 1;
 const HEADER: usize = 48;
 const ENTRY: usize = 56;
+/// What a snapshot takes is at most this part of the log it stands for, ...
+const LITTLE: u64 = 16;
+/// ... as long as opening need not read more of the log than this.
+const REPLAY_MAX: u64 = 1 << 30;
 /// The count of entries, and the checksum of everything before it.
 const TRAILER: usize = 12;
 /// Entries that are read or written at once.
@@ -67,9 +71,11 @@ pub(super) fn names(storage: &dyn Storage) -> io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-/// Octets of a snapshot of so many messages.
-pub(super) const fn size(messages: u64) -> u64 {
-    (HEADER + TRAILER) as u64 + messages * ENTRY as u64
+/// Octets of the log between two snapshots of so many messages: at least `every`, and so many that
+/// a snapshot is little beside them. Else a long queue would slow down new mail.
+pub(super) fn interval(every: u64, messages: u64) -> u64 {
+    let little = messages.saturating_mul(ENTRY as u64).saturating_mul(LITTLE);
+    every.max(little.min(REPLAY_MAX))
 }
 
 /// Writes down what `page` gives, which is asked for all slots above an id, a page at a time.
@@ -215,4 +221,23 @@ fn decode_entry(entry: &[u8]) -> Option<(QueueId, Slot<Where>)> {
         place,
     };
     Some((QueueId::from_u64(u64_at(entry, 0)?), slot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_snapshot_waits_for_a_long_queue_but_never_for_more_than_can_be_read_at_a_start() {
+        const EVERY: u64 = 256 << 20;
+        let little = |messages: u64| messages * 56 * 16;
+        let (short, long) = (EVERY / (56 * 16), REPLAY_MAX / (56 * 16));
+        assert_eq!(interval(EVERY, 0), EVERY);
+        assert_eq!(interval(EVERY, short), EVERY);
+        assert_eq!(interval(EVERY, short + 1), little(short + 1));
+        assert_eq!(interval(EVERY, long), little(long));
+        assert_eq!(interval(EVERY, long + 1), REPLAY_MAX);
+        assert_eq!(interval(EVERY, u64::MAX), REPLAY_MAX);
+        assert_eq!(interval(2 * REPLAY_MAX, long), 2 * REPLAY_MAX);
+    }
 }

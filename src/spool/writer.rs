@@ -21,9 +21,6 @@ const BATCH: u64 = 16 << 20;
 /// How long the writer waits before it looks at the disk again; and how many octets it writes.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_EVERY: u64 = 16 << 20;
-/// What a snapshot takes is at most this part of what was written since the last one, so that a long
-/// queue does not slow down new mail.
-const SNAPSHOT_COST: u64 = 16;
 /// A snapshot of so many messages takes less than a mebibyte.
 const SMALL: u64 = 16 << 10;
 /// A buffer larger than this is given back after the batch that needed it.
@@ -125,12 +122,13 @@ impl Writer {
         }
     }
 
-    /// Whether much was written since the last snapshot, much also beside what the next one takes; or
-    /// most of what is in it is gone: it would keep room on the disk that a drained spool gives back.
+    /// Whether much was written since the last snapshot, or most of what is in it is gone: it would
+    /// keep room on the disk that a drained spool gives back.
     fn is_snapshot_due(&self) -> bool {
         let messages = || self.core.state().ledger.index.stats().messages();
-        let much = self.uncovered >= self.core.settings.snapshot_every
-            && self.uncovered / SNAPSHOT_COST >= snapshot::size(messages());
+        let every = self.core.settings.snapshot_every;
+        let much =
+            self.uncovered >= every && self.uncovered >= snapshot::interval(every, messages());
         much || (self.covered > SMALL && self.uncovered > 0 && messages() < self.covered / 2)
     }
 
