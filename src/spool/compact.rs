@@ -131,7 +131,7 @@ fn copy(core: &Shared, id: QueueId) -> Result<Job, SpoolError> {
         (Kind::EnqueueBig, Vec::new(), decoded.header.body_crc)
     } else {
         let read = segment::read_body(&*file, seed, record).map_err(io)?;
-        let body = read.map_err(|_| SpoolError::Damaged(id))?.to_vec();
+        let body = Vec::from(read.map_err(|_| SpoolError::Damaged(id))?);
         let crc = crc32c::crc32c(&body);
         (Kind::Enqueue, body, crc)
     };

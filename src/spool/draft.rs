@@ -58,7 +58,7 @@ impl LogDraft {
     }
 
     /// Makes the first piece the buffer: most bodies have no other. It is copied only if someone
-    /// else has it, too.
+    /// else has it, too; else all of its memory is paid for, used or not.
     fn adopt(&mut self, chunk: Bytes) -> Result<(), SpoolError> {
         let buffer = Vec::from(chunk);
         self.held.grow(buffer.capacity() as u64)?;

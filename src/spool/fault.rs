@@ -128,8 +128,8 @@ struct FaultyFile {
     control: Arc<Control>,
 }
 
-impl ReadAt for FaultyFile {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+impl FaultyFile {
+    fn check_readable(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         if self.control.unreadable.load(Ordering::SeqCst) {
             return Err(io::Error::other("told to fail"));
         }
@@ -137,6 +137,13 @@ impl ReadAt for FaultyFile {
         if beyond && self.control.unreadable_in.lock().unwrap().as_ref() == Some(&self.path) {
             return Err(io::Error::other("told to fail"));
         }
+        Ok(())
+    }
+}
+
+impl ReadAt for FaultyFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.check_readable(buf, offset)?;
         self.file.read_exact_at(buf, offset)
     }
 }
@@ -164,5 +171,10 @@ impl File for FaultyFile {
 
     fn size(&self) -> io::Result<u64> {
         self.file.size()
+    }
+
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.check_readable(buf, offset)?;
+        self.file.read_cached_at(buf, offset)
     }
 }

@@ -92,7 +92,7 @@ struct Waiting {
     mail: VecDeque<Job>,
     closed: bool,
     /// Whether the writer sleeps. Waking it is a system call, also when it is awake.
-    idle: bool,
+    asleep: bool,
 }
 
 impl Default for Lanes {
@@ -125,7 +125,7 @@ impl Lanes {
         }
         let lane = if job.is_mail() { &mut waiting.mail } else { &mut waiting.state };
         lane.push_back(job);
-        let asleep = std::mem::take(&mut waiting.idle);
+        let asleep = std::mem::take(&mut waiting.asleep);
         drop(waiting);
         if asleep {
             self.ready.notify_one();
@@ -137,12 +137,12 @@ impl Lanes {
     /// `None` when the lanes are closed and empty.
     pub(super) fn take(&self, octets: u64, idle: Duration) -> Option<Batch> {
         let empty = |w: &mut Waiting| {
-            w.idle = w.state.is_empty() && w.mail.is_empty() && !w.closed;
-            w.idle
+            w.asleep = w.state.is_empty() && w.mail.is_empty() && !w.closed;
+            w.asleep
         };
         let guard = self.ready.wait_timeout_while(self.lock(), idle, empty);
         let mut waiting = guard.unwrap_or_else(PoisonError::into_inner).0;
-        waiting.idle = false;
+        waiting.asleep = false;
         if waiting.closed && waiting.state.is_empty() && waiting.mail.is_empty() {
             return None;
         }

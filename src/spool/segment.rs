@@ -19,7 +19,7 @@ const LOG_PER_SPARE: usize = 4;
 
 const RESERVE: &str = "seg/reserve.seg";
 /// Read at once to see a record's header and, nearly always, its metadata.
-const GLANCE: usize = 4096;
+pub(super) const GLANCE: u32 = 4096;
 
 /// Where a record starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +95,7 @@ pub(super) fn read_meta(
     seed: Seed,
     record: Extent,
 ) -> io::Result<Result<(Decoded, Vec<u8>), Bad>> {
-    let Some(mut bytes) = read(file, record, GLANCE)? else { return Ok(Err(Bad::Header)) };
+    let Some(mut bytes) = read(file, record, GLANCE as usize)? else { return Ok(Err(Bad::Header)) };
     let decoded = match record::decode_header(&bytes, seed) {
         Ok(decoded) => decoded,
         Err(bad) => return Ok(Err(bad)),
@@ -131,8 +131,8 @@ pub(super) fn read_body(
 }
 
 /// The first octets of a record, `max` at most; `None` when the file was cut off before it, which
-/// is no error of the disk that may pass. Never more than the record: what is behind the end of the
-/// log is not in memory, and to bring it there is for nothing.
+/// is no error of the disk that may pass. Never more than the record: behind the end of the log the
+/// disk would be read for nothing.
 fn read(file: &dyn ReadAt, record: Extent, max: usize) -> io::Result<Option<Vec<u8>>> {
     let len = usize::try_from(record.octets).unwrap_or(usize::MAX).min(max);
     let mut bytes = vec![0; len];

@@ -58,9 +58,11 @@ impl Shared {
         serde_json::from_slice(&meta).map_err(|_| SpoolError::Damaged(id))
     }
 
-    /// Reads the metadata of a message, if that is in memory and as it should be. Does not block.
+    /// Reads the metadata of a message, if that is in memory, short, and as it should be. Does not
+    /// wait for the disk; and what is long takes time to decode, too.
     pub(super) fn read_cached(&self, id: QueueId) -> Option<Message> {
-        let (record, file) = self.locate(id, Where::meta_record).ok()?;
+        let (mut record, file) = self.locate(id, Where::meta_record).ok()?;
+        record.octets = record.octets.min(segment::GLANCE);
         let meta = self.meta(id, &Cached(&*file), record).ok()??;
         serde_json::from_slice(&meta).ok()
     }
@@ -72,7 +74,7 @@ impl Shared {
     }
 
     /// Reads the body of a message, if it is in its record, that in memory, and all as it should
-    /// be. Does not block.
+    /// be. Does not wait for the disk.
     pub(super) fn body_cached(&self, id: QueueId) -> Option<Bytes> {
         let mut big = false;
         let which = |place: &Where| {

@@ -452,6 +452,14 @@ impl ReadAt for MachineFile {
 }
 
 impl File for MachineFile {
+    /// Some of what can be read is said to be on the disk only, always the same.
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset / 512 % 2 == 1 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.read_exact_at(buf, offset)
+    }
+
     fn write_at(&self, octets: &[u8], offset: u64) -> io::Result<()> {
         let at = usize::try_from(offset).unwrap();
         let change = |octets: &[u8]| Change::Write { at, octets: Arc::new(octets.to_vec()) };

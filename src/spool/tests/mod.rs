@@ -324,6 +324,21 @@ async fn octets_in_memory_are_bounded_over_all_drafts() {
 }
 
 #[tokio::test]
+async fn a_short_piece_of_a_large_allocation_counts_with_all_of_it() {
+    const MEMORY: usize = 2 << 20;
+    let dir = directory();
+    let small = Settings { memory: MEMORY as u64, ..settings(dir.path()) };
+    let (log, _) = SegmentLog::open(small, noon()).unwrap();
+    for (capacity, fits) in [(MEMORY - 1, true), (MEMORY, true), (MEMORY + 1, false)] {
+        let mut piece = Vec::with_capacity(capacity);
+        piece.push(b'x');
+        let mut draft = log.draft().await.unwrap();
+        let written = draft.write(piece.into()).await;
+        assert_eq!(written.is_ok(), fits, "{capacity}: {written:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_message_that_waits_does_not_keep_the_log_behind_it() {
     let dir = directory();
     let (log, _) = open(dir.path());
