@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Circumstances;
+use super::peers::System;
 use super::report::{Column, Figures, Row};
 
 /// One measurement, a line of the file.
@@ -39,6 +40,15 @@ impl Kept {
         let text = fs::read_to_string(path).map_err(|e| named(&e))?;
         let all: Result<_, _> = text.lines().map(serde_json::from_str).collect();
         Ok(Self { file: Some(file), all: all.map_err(|e| named(&e))? })
+    }
+
+    /// Whether figures of this build and this kind of spool go together with what is there: a median
+    /// over different ones would be of none.
+    pub fn is_of(&self, version: Option<&str>, new_spool: bool) -> bool {
+        let ours = self.all.iter().filter(|one| one.column == Column::Relay(System::Postgate));
+        ours.into_iter().all(|one| {
+            one.version.as_deref() == version && one.circumstances.new_spool == new_spool
+        })
     }
 
     pub fn add(&mut self, measured: Measured) {

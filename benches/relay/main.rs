@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         eprintln!("{e}");
         return ExitCode::from(2);
     }
-    let mut kept = match Kept::open(args.keep.as_deref()) {
+    let mut kept = match kept(&args) {
         Ok(kept) => kept,
         Err(e) => {
             eprintln!("{e}");
@@ -81,6 +81,15 @@ fn main() -> ExitCode {
         write(&text);
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn kept(args: &Args) -> Result<Kept, String> {
+    let kept = Kept::open(args.keep.as_deref())?;
+    let version = System::Postgate.version();
+    if args.reps > 0 && !kept.is_of(version.as_deref(), args.new_spool) {
+        return Err("--keep: the file is of another build, or another kind of spool".to_owned());
+    }
+    Ok(kept)
 }
 
 /// What test runners expect of a program without the usual harness.

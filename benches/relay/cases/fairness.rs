@@ -71,6 +71,9 @@ fn flooded(args: &Args) -> Result<[Figures; 2], String> {
     let flood = start_flood(args, &relay);
     let polite = polite(args, &relay)?;
     let flood = flood.join().map_err(|_| "the flood failed".to_owned())??;
+    if flood.acknowledged == MOST / SIZE as u64 {
+        return Err("the flood was over before the others: fewer --seconds".to_owned());
+    }
     let mut figures = waits(&flood);
     figures.push((Metric::Rate, flood.rate()));
     Ok([polite, figures])

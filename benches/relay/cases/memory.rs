@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::{Outcome, Scenario, octets};
 use crate::args::Args;
-use crate::client::{Client, Content};
+use crate::client::{Client, Content, Way};
 use crate::load::number;
 use crate::peers::{Onward, System};
 use crate::report::{Metric, Row};
@@ -17,7 +17,14 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
     vec![
         Scenario::of_ours(
             Row::new([0, args.idle as u64], format!("{} idle sessions", args.idle)),
-            idle,
+            |args| idle(args, false),
+        ),
+        Scenario::of_ours(
+            Row::new(
+                [0, args.idle as u64, 1],
+                format!("{} idle sessions, after a message of 10 KiB in each", args.idle),
+            ),
+            |args| idle(args, true),
         ),
         Scenario::of_ours(
             Row::new(
@@ -29,14 +36,19 @@ pub fn scenarios(args: &Args) -> Vec<Scenario> {
     ]
 }
 
-fn idle(args: &Args) -> Outcome {
+fn idle(args: &Args, after_mail: bool) -> Outcome {
     let relay = System::Postgate.start(args, Onward::Held);
+    let content = Content::new(10 << 10);
     let before = memory(relay.pid());
     let runtime = runtime();
     let sessions = runtime.block_on(async {
         let mut sessions = Vec::with_capacity(args.idle);
         for _ in 0..args.idle {
-            sessions.push(Client::hello(relay.address).await?);
+            let mut client = Client::hello(relay.address).await?;
+            if after_mail {
+                client.send(Way::Plain, "sink.test", number(), &content, None).await?;
+            }
+            sessions.push(client);
         }
         Ok::<_, String>(sessions)
     })?;

@@ -48,7 +48,8 @@ fn through(
     let warmed = warm(&load)?;
     sink.wait(warmed, args.limit());
     sink.forget();
-    let (begun, meter) = (Instant::now(), Meter::start(&relay));
+    let meter = Meter::start(&relay);
+    let begun = Instant::now();
     let loaded = load::run(&load)?;
     let arrived = sink.wait(loaded.acknowledged, args.limit());
     let mut figures = meter.stop(loaded.acknowledged);
