@@ -25,6 +25,9 @@ pub(super) struct Control {
     pub(super) full: AtomicBool,
     /// Whether nothing can be read.
     pub(super) unreadable: AtomicBool,
+    /// Whether nothing is in memory, so that a read has to wait for the disk; and reads that did.
+    pub(super) cold: AtomicBool,
+    pub(super) waited: AtomicU64,
     /// A file that can't be read beyond its first two pages.
     pub(super) unreadable_in: Mutex<Option<PathBuf>>,
     /// Syncs of files wait for this.
@@ -144,6 +147,7 @@ impl FaultyFile {
 impl ReadAt for FaultyFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.check_readable(buf, offset)?;
+        self.control.waited.fetch_add(1, Ordering::SeqCst);
         self.file.read_exact_at(buf, offset)
     }
 }
@@ -175,6 +179,10 @@ impl File for FaultyFile {
 
     fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.check_readable(buf, offset)?;
-        self.file.read_cached_at(buf, offset)
+        if self.control.cold.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // Not every file system can say what is in memory; here all of it is.
+        self.file.read_exact_at(buf, offset)
     }
 }

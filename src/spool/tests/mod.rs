@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -23,7 +24,7 @@ use super::{
     MemorySpool, OpenError, Recovered, SegmentLog, Settings, Settlement, Spool, SpoolError,
 };
 use crate::clock::{Clock, ManualClock, Timestamp};
-use crate::mail::{QueueId, QueueState};
+use crate::mail::{Message, QueueId, QueueState};
 use crate::spool::Room;
 
 /// A clock that stands at noon.
@@ -321,6 +322,43 @@ async fn octets_in_memory_are_bounded_over_all_drafts() {
     drop(drafts.pop());
     put(&log, 0, &vec![b'x'; INLINE_MAX]).await.unwrap();
     put(&log, 0, &vec![b'x'; INLINE_MAX]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_in_memory_is_read_at_once_and_all_else_by_waiting_for_the_disk() {
+    let dir = directory();
+    let (log, _, control) = open_faulty(dir.path());
+    let waited = || control.waited.swap(0, Ordering::SeqCst);
+    for (cold, body, waits) in [
+        (false, b"short".to_vec(), 0),
+        (true, b"short".to_vec(), 2),
+        (false, vec![b'x'; INLINE_MAX], 0),
+        (true, vec![b'x'; INLINE_MAX], 2),
+    ] {
+        control.cold.store(cold, Ordering::SeqCst);
+        put(&log, 0, &body).await.unwrap();
+        waited();
+        let claim = claim_one(&log, NOON).await;
+        assert_eq!(octets(&log.body(&claim).await.unwrap()), body);
+        assert_eq!(waited(), waits, "{cold}, {} octets", body.len());
+        log.settle(&claim, Settlement::Finished).await.unwrap();
+    }
+    // Long metadata takes long to decode, and a large body has a file of its own.
+    control.cold.store(false, Ordering::SeqCst);
+    let draft = log.draft().await.unwrap();
+    let many = vec!["somebody@example.com"; 400];
+    let wide = Message::sample(draft.id(), NOON, &many);
+    draft.commit(wide).await.unwrap();
+    waited();
+    let claim = claim_one(&log, NOON).await;
+    assert_eq!((claim.message.envelope.recipients.len(), waited()), (400, 2));
+    log.settle(&claim, Settlement::Finished).await.unwrap();
+    let large = vec![b'y'; INLINE_MAX + 1];
+    put(&log, 0, &large).await.unwrap();
+    let claim = claim_one(&log, NOON).await;
+    waited();
+    assert_eq!(octets(&log.body(&claim).await.unwrap()), large);
+    assert!(waited() > 0);
 }
 
 #[tokio::test]
