@@ -1,12 +1,15 @@
 //! What a long queue costs new mail. Postgate alone. All its spools are new here: where nothing is
 //! delivered, no segment is used again, and what is compared is to differ in nothing else.
 
+use std::time::Duration;
+
 use super::{Meter, Outcome, Scenario, load_of, octets, waits, warm};
 use crate::args::Args;
 use crate::client::Way;
 use crate::load::{self, Load};
 use crate::peers::{Onward, Relay, System};
 use crate::report::{Figures, Metric, Row};
+use crate::usage::Usage;
 
 const SIZES: [usize; 2] = [1 << 10, 10 << 10];
 const SESSIONS: usize = 50;
@@ -44,8 +47,25 @@ fn start(args: &Args, queued: u64) -> Result<Relay, String> {
         if filled.acknowledged != queued {
             return Err(format!("{} of {queued} were queued in time", filled.acknowledged));
         }
+        if !args.quick {
+            rest(&relay);
+        }
     }
     Ok(relay)
+}
+
+/// Once a minute, while nothing can be forwarded, each message that came since is looked at once and
+/// put where it waits: 10 us each, beside all else. What a queue costs that only grew is of interest
+/// here, and not what its growth did.
+fn rest(relay: &Relay) {
+    std::thread::sleep(Duration::from_secs(65));
+    loop {
+        let before = Usage::of(relay.pid());
+        std::thread::sleep(Duration::from_secs(1));
+        if Usage::of(relay.pid()).since(before).cpu < 0.05 {
+            return;
+        }
+    }
 }
 
 fn stored(args: &Args, relay: &Relay, size: usize) -> Outcome {
