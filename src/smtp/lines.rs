@@ -123,19 +123,18 @@ mod tests {
 
     #[test]
     fn what_was_used_takes_no_memory_however_it_was_used() {
-        let uses: [fn(&mut Lines); 4] = [
-            |lines| lines.consume(16 << 10),
-            |lines| lines.clear(),
-            |lines| while lines.next_line().is_some() {},
-            |lines| {
-                lines.skipping = true;
-                assert!(lines.at_line_start() || lines.next_line().is_none());
-                lines.consume(16 << 10);
-            },
+        type Use = fn(&mut Lines);
+        let uses: [(&str, Use); 4] = [
+            ("NOOP\r\n", |lines| lines.consume(16 << 10)),
+            ("NOOP\r\n", Lines::clear),
+            ("NOOP\r\n", |lines| while lines.next_line().is_some() {}),
+            ("too long", |lines| {
+                assert_eq!((lines.next_line(), lines.next_line()), (Some(Line::TooLong), None));
+            }),
         ];
-        for (n, used) in uses.into_iter().enumerate() {
+        for (n, (input, used)) in uses.into_iter().enumerate() {
             let mut lines = Lines::default();
-            lines.push("NOOP\r\n".repeat((16 << 10) / 6).as_bytes());
+            lines.push(input.repeat((16 << 10) / input.len()).as_bytes());
             used(&mut lines);
             // Memory that is still there would be used again.
             lines.push(b"x");

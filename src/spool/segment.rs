@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::record::{self, Bad, Decoded, SEGMENT_HEADER, Seed, SegmentHeader};
+use super::record::{self, Bad, Decoded, Kind, SEGMENT_HEADER, Seed, SegmentHeader};
 use super::storage::{File, Is, Open, Storage};
 use crate::mail::ReadAt;
 
@@ -110,7 +110,8 @@ pub(super) fn read_meta(
     Ok(record::decode(&bytes, seed).map(|(decoded, meta)| (decoded, meta.to_vec())))
 }
 
-/// Reads the inline body of one record.
+/// Reads the inline body of one record. One whose body has a file of its own is as bad as one that
+/// does not hold what was written.
 pub(super) fn read_body(
     file: &dyn ReadAt,
     seed: Seed,
@@ -118,7 +119,8 @@ pub(super) fn read_body(
 ) -> io::Result<Result<Bytes, Bad>> {
     let Some(bytes) = read(file, record, usize::MAX)? else { return Ok(Err(Bad::Header)) };
     let decoded = match record::decode_header(&bytes, seed) {
-        Ok(decoded) => decoded,
+        Ok(decoded) if decoded.header.kind == Kind::Enqueue => decoded,
+        Ok(other) => return Ok(Err(Bad::Payload(other))),
         Err(bad) => return Ok(Err(bad)),
     };
     let start = record::HEADER + decoded.meta_len;

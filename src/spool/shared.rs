@@ -76,15 +76,7 @@ impl Shared {
     /// Reads the body of a message, if it is in its record, that in memory, and all as it should
     /// be. Does not wait for the disk.
     pub(super) fn body_cached(&self, id: QueueId) -> Option<Bytes> {
-        let mut big = false;
-        let which = |place: &Where| {
-            big = place.big;
-            place.body_record()
-        };
-        let (record, file) = self.locate(id, which).ok()?;
-        if big {
-            return None;
-        }
+        let (record, file) = self.locate(id, Where::body_record).ok()?;
         segment::read_body(&Cached(&*file), self.seed(record.at), record).ok()?.ok()
     }
 

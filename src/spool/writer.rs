@@ -125,11 +125,9 @@ impl Writer {
     /// Whether much was written since the last snapshot, or most of what is in it is gone: it would
     /// keep room on the disk that a drained spool gives back.
     fn is_snapshot_due(&self) -> bool {
-        let messages = || self.core.state().ledger.index.stats().messages();
-        let every = self.core.settings.snapshot_every;
-        let much =
-            self.uncovered >= every && self.uncovered >= snapshot::interval(every, messages());
-        much || (self.covered > SMALL && self.uncovered > 0 && messages() < self.covered / 2)
+        let messages = self.core.state().ledger.index.stats().messages();
+        let shrunk = self.covered > SMALL && self.uncovered > 0 && messages < self.covered / 2;
+        shrunk || self.uncovered >= snapshot::interval(self.core.settings.snapshot_every, messages)
     }
 
     /// Writes down the state of the queue. Nothing is lost when that fails: the log has it all.

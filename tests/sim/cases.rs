@@ -1,20 +1,17 @@
 //! Single cases of who waits for what, with upstreams that do as they are told, in virtual time.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use bytes::Bytes;
 use postgate::clock::Clock;
 use postgate::delivery::lane::Intervention;
 use postgate::delivery::{LEASE, Lane, Limits, Plan, Scheduler, Settings};
 use postgate::mail::{
-    Blame, Body, BodyKind, Client, EnhancedStatus, Envelope, Failure, ForwardPath, Handoff,
-    Mailbox, Message, Outcome, QueueId, QueueState, RecipientOutcome, Remedy, Reply, ReversePath,
-    Stage,
+    Blame, Body, EnhancedStatus, Envelope, Failure, Handoff, Message, Outcome, QueueId, QueueState,
+    RecipientOutcome, Remedy, Reply, Stage,
 };
 use postgate::policy::bucket::{Rate, Unit};
 use postgate::policy::eligibility::Rules;
@@ -26,7 +23,7 @@ use postgate::upstream::{Leaving, Standing, Upstream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{HOUR, MINUTE, SECOND, VirtualClock};
+use crate::world::{HOUR, MINUTE, SECOND, VirtualClock, submit};
 
 /// An upstream that takes its time, and does with each recipient as its name says.
 struct Told {
@@ -191,24 +188,9 @@ impl Bench {
     }
 
     async fn submit_from(&self, client: &str, recipients: &[&str]) -> QueueId {
-        let mailbox = |text: &str| Mailbox::parse(text.as_bytes()).unwrap();
-        let mut draft = self.spool.draft().await.unwrap();
-        let id = draft.id();
-        draft.write(Bytes::from_static(b"Subject: x\r\n\r\n")).await.unwrap();
-        let envelope = Envelope {
-            reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
-            recipients: recipients.iter().map(|r| ForwardPath(mailbox(r)).into()).collect(),
-            body: BodyKind::SevenBit,
-            smtputf8: false,
-            ret: None,
-            envid: None,
-        };
-        let address: IpAddr = client.parse().unwrap();
-        let client = Client { address, helo: "app-7".into(), listener: "backends".into() };
-        let mut message = Message::new(id, self.clock.wall(), client, envelope);
-        message.facts.from = vec!["app@example.com".into()];
-        draft.commit(message).await.unwrap();
-        id
+        let (now, client) = (self.clock.wall(), client.parse().unwrap());
+        let from = |message: &mut Message| message.facts.from = vec!["app@example.com".into()];
+        submit(&self.spool, now, client, recipients, from).await
     }
 
     fn says(&self, upstream: &str, standing: Standing) {

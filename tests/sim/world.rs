@@ -1,6 +1,7 @@
 //! The parts around the upstreams: clock, spool, plan, and the process that lives and dies.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -211,23 +212,8 @@ impl World {
 
     /// A message for these recipients, whose names are used once only.
     pub(crate) async fn submit(&self, client: u8, recipients: &[String]) -> QueueId {
-        let mailbox = |text: &str| Mailbox::parse(text.as_bytes()).unwrap();
-        let spool = self.spool();
-        let mut draft = spool.draft().await.unwrap();
-        let id = draft.id();
-        draft.write(Bytes::from_static(b"Subject: x\r\n\r\n")).await.unwrap();
-        let envelope = Envelope {
-            reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
-            recipients: recipients.iter().map(|r| ForwardPath(mailbox(r)).into()).collect(),
-            body: BodyKind::SevenBit,
-            smtputf8: false,
-            ret: None,
-            envid: None,
-        };
         let address = [10, 0, 0, client].into();
-        let client = Client { address, helo: "app-7".into(), listener: "backends".into() };
-        draft.commit(Message::new(id, self.clock.wall(), client, envelope)).await.unwrap();
-        id
+        submit(&self.spool(), self.clock.wall(), address, recipients, |_| {}).await
     }
 
     /// All that is in the queue.
@@ -346,4 +332,31 @@ impl Spool for Slow {
     async fn close(&self) {
         self.spool.close().await;
     }
+}
+
+/// Puts a message of an application into the spool, its metadata completed by `also`.
+pub(crate) async fn submit(
+    spool: &dyn Spool,
+    now: Timestamp,
+    address: IpAddr,
+    recipients: &[impl AsRef<str>],
+    also: impl FnOnce(&mut Message),
+) -> QueueId {
+    let mailbox = |text: &str| Mailbox::parse(text.as_bytes()).unwrap();
+    let mut draft = spool.draft().await.unwrap();
+    let id = draft.id();
+    draft.write(Bytes::from_static(b"Subject: x\r\n\r\n")).await.unwrap();
+    let envelope = Envelope {
+        reverse_path: ReversePath::Mailbox(mailbox("app@example.com")),
+        recipients: recipients.iter().map(|r| ForwardPath(mailbox(r.as_ref())).into()).collect(),
+        body: BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+    };
+    let client = Client { address, helo: "app-7".into(), listener: "backends".into() };
+    let mut message = Message::new(id, now, client, envelope);
+    also(&mut message);
+    draft.commit(message).await.unwrap();
+    id
 }
