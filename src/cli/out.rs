@@ -1,6 +1,7 @@
 //! Where commands write: data to stdout, talk to stderr.
 #![expect(clippy::print_stderr, reason = "talking is what this module is for")]
 
+use std::borrow::Cow;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Stdout, Write};
 
 use serde::Serialize;
@@ -38,7 +39,7 @@ impl Out {
             return self.data.write_all(octets).map_err(|e| failure(&e));
         }
         let text = String::from_utf8_lossy(octets).replace("\r\n", "\n");
-        let lines: Vec<String> = text.split('\n').map(printable).collect();
+        let lines: Vec<Cow<'_, str>> = text.split('\n').map(printable).collect();
         self.data.write_all(lines.join("\n").as_bytes()).map_err(|e| failure(&e))
     }
 
@@ -71,18 +72,26 @@ fn failure(error: &io::Error) -> Failure {
     }
 }
 
-fn printable(text: &str) -> String {
-    let escape = |c: char| c.is_control() && c != '\t';
-    text.chars()
-        .flat_map(|c| if escape(c) { c.escape_default().collect() } else { vec![c] })
-        .collect()
+fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c.is_control() && c != '\t', |c| c.escape_default().to_string())
 }
 
 /// JSON leaves DEL and the controls above it as they are; it has its own way to escape them.
-fn printable_json(text: &str) -> String {
-    let escaped =
-        |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.into() };
-    text.chars().map(escaped).collect()
+fn printable_json(text: &str) -> Cow<'_, str> {
+    escaped(text, char::is_control, |c| format!("\\u{:04x}", u32::from(c)))
+}
+
+/// The text with some of its characters written otherwise. There are hardly ever any, and a long
+/// list has many lines.
+fn escaped(
+    text: &str,
+    must: impl Fn(char) -> bool,
+    escape: impl Fn(char) -> String,
+) -> Cow<'_, str> {
+    if !text.contains(&must) {
+        return text.into();
+    }
+    text.chars().map(|c| if must(c) { escape(c) } else { c.into() }).collect()
 }
 
 #[cfg(test)]
