@@ -64,6 +64,7 @@ hostlist relay_from = 127.0.0.1
 acl_smtp_rcpt = accept_relay
 host_lookup =
 smtp_accept_max = 1000
+smtp_connect_backlog = 1000
 smtp_accept_max_per_connection = 1000000
 smtp_accept_queue_per_connection = 0
 message_size_limit = 50M
