@@ -1,5 +1,6 @@
 //! The one thread that writes the log (`docs/spool.md`, "Writing").
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,11 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_EVERY: u64 = 16 << 20;
 /// A snapshot of so many messages takes less than a mebibyte.
 const SMALL: u64 = 16 << 10;
-/// A buffer larger than this is given back after the batch that needed it.
-const BUFFER: usize = 1 << 20;
+/// So much of a batch is gathered before it is written: large memory, taken anew for each batch,
+/// would cost more than the calls.
+const PIECE: usize = 1 << 20;
+/// A buffer larger than this, which a huge record needed, is given back after the batch.
+const BUFFER: usize = 2 * PIECE;
 
 /// The owner of the log's end.
 pub(super) struct Writer {
@@ -56,6 +60,42 @@ struct Current {
     mark: Option<u32>,
     /// Nothing more may be written to it.
     sealed: bool,
+}
+
+/// What was appended to a segment.
+struct Appended {
+    places: Vec<At>,
+    /// The checksum in the last header.
+    mark: Option<u32>,
+}
+
+impl Current {
+    /// Writes a batch behind the end, in pieces, and syncs. The end stays where it is.
+    fn append(
+        &self,
+        jobs: &[Job],
+        seed: Seed,
+        first: u64,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Appended> {
+        let (mut at, mut last) = (u64::from(self.end), 0);
+        let mut places = Vec::with_capacity(jobs.len());
+        buffer.clear();
+        for (job, sequence) in jobs.iter().zip(first..) {
+            if buffer.len() >= PIECE {
+                self.file.write_at(buffer, at)?;
+                at += buffer.len() as u64;
+                buffer.clear();
+            }
+            last = buffer.len();
+            let offset = u32::try_from(at + last as u64).unwrap_or(u32::MAX);
+            places.push(At { segment: self.number, offset });
+            record::encode(buffer, seed, sequence, &job.header, &job.meta, &job.body);
+        }
+        self.file.write_at(buffer, at)?;
+        self.file.sync()?;
+        Ok(Appended { places, mark: record::mark(buffer, last) })
+    }
 }
 
 impl Writer {
@@ -167,12 +207,10 @@ impl Writer {
                 self.retry(state, mail, &error);
             }
         }
-        self.unlooked += self.buffer.len() as u64;
         self.reclaim();
         if self.unlooked >= LOOK_EVERY {
             self.look();
         }
-        self.buffer.clear();
         if self.buffer.capacity() > BUFFER {
             self.buffer = Vec::new();
         }
@@ -230,30 +268,19 @@ impl Writer {
             self.rotate(from_reserve)?;
         }
         let Some(current) = &mut self.current else { return Err(SpoolError::Closed) };
+        self.unlooked += total;
         let seed = Seed::new(self.core.salt, current.number);
-        self.buffer.clear();
-        let mut places = Vec::with_capacity(jobs.len());
-        let mut last = 0;
-        for (job, sequence) in jobs.iter().zip(self.sequence..) {
-            let offset = u64::from(current.end) + self.buffer.len() as u64;
-            let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-            places.push(At { segment: current.number, offset });
-            let buffer = &mut self.buffer;
-            last = buffer.len();
-            record::encode(buffer, seed, sequence, &job.header, &job.meta, &job.body);
-        }
-        let end = u64::from(current.end) + self.buffer.len() as u64;
-        let written = current.file.write_at(&self.buffer, u64::from(current.end));
-        if let Err(e) = written.and_then(|()| current.file.sync()) {
+        let appended = current.append(jobs, seed, self.sequence, &mut self.buffer);
+        let Appended { places, mark } = appended.map_err(|e| {
             // After a failed sync the pages may be clean and the disk may not have them: they are
             // never written again.
             current.sealed = true;
             let path = segment::path(current.number);
-            return Err(io_error("write", &self.core.settings.path.join(path), e));
-        }
-        current.end = u32::try_from(end).unwrap_or(u32::MAX);
-        current.mark = record::mark(&self.buffer, last);
-        self.uncovered += self.buffer.len() as u64;
+            io_error("write", &self.core.settings.path.join(path), e)
+        })?;
+        current.end = u32::try_from(u64::from(current.end) + total).unwrap_or(u32::MAX);
+        current.mark = mark;
+        self.uncovered += total;
         self.sequence += jobs.len() as u64;
         let greatest = jobs.iter().map(|j| j.header.id.as_u64()).max();
         self.floor = self.floor.max(greatest.unwrap_or(0));
@@ -378,7 +405,7 @@ impl Writer {
 pub(super) const DIRS: [&str; 3] = [segment::DIR, big::DIR, snapshot::DIR];
 
 /// Makes the directories of a spool.
-pub(super) fn prepare(storage: &dyn super::storage::Storage) -> std::io::Result<()> {
+pub(super) fn prepare(storage: &dyn super::storage::Storage) -> io::Result<()> {
     for dir in DIRS {
         storage.create_dir(Path::new(dir))?;
     }

@@ -203,3 +203,47 @@ async fn a_drained_segment_whose_end_could_not_be_synced_is_given_back_later() {
         assert!(files.len() <= 6, "call {call}, {failed}: {files:?}");
     }
 }
+
+/// Three writes and a sync: whichever fails, nothing of the batch counts, though some is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_written_in_pieces_counts_as_a_whole_or_not_at_all() {
+    for failing in 0..=4 {
+        let dir = directory();
+        let (storage, control) = Faulty::new(dir.path().into());
+        let large = Settings { segment_size: 8 << 20, ..settings(dir.path()) };
+        let (log, _) = SegmentLog::open_on(storage, large.clone(), noon()).unwrap();
+        let log = Arc::new(log);
+        let store = |n: u8, size: usize| {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move { put(&*log, 0, &vec![n; size]).await })
+        };
+        store(0, 1).await.unwrap().unwrap();
+        let paused = control.pause.lock().unwrap();
+        let before = control.calls.load(Ordering::SeqCst);
+        let first = store(0, 1);
+        while control.calls.load(Ordering::SeqCst) < before + 2 {
+            std::thread::yield_now();
+        }
+        let batch: Vec<_> = (1..=8).map(|n| store(n, 400_000)).collect();
+        while log.core.lanes.mail_waiting() < 9 {
+            std::thread::yield_now();
+        }
+        control.fail(failing, failing + 1, EIO);
+        drop(paused);
+        first.await.unwrap().unwrap();
+        let mut stored = Vec::new();
+        for task in batch {
+            stored.extend(task.await.unwrap());
+        }
+        assert_eq!(stored.len(), if failing == 4 { 8 } else { 0 }, "call {failing} fails");
+        drop(log);
+        let (log, recovered) = SegmentLog::open(large, noon()).unwrap();
+        let found = (recovered.messages, recovered.damage.len());
+        assert_eq!(found, (2 + stored.len() as u64, 0), "call {failing} fails");
+        for claim in log.claim(Room::ENTRY, NOON, 10, Duration::from_mins(1)).await.unwrap() {
+            let body = octets(&log.body(&claim).await.unwrap());
+            assert_eq!(body.len() as u64, claim.message.size);
+            assert!(body.iter().all(|octet| *octet == body[0]));
+        }
+    }
+}
