@@ -170,6 +170,15 @@ impl Report {
     }
 }
 
+/// The median of each metric over the rounds of one measurement.
+pub fn medians(rounds: &[Figures]) -> Figures {
+    let of = |metric: Metric| {
+        let same = rounds.iter().flatten().filter(|(m, _)| *m == metric);
+        median(&same.map(|(_, value)| *value).collect::<Vec<_>>())
+    };
+    rounds.first().into_iter().flatten().map(|(metric, _)| (*metric, of(*metric))).collect()
+}
+
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
