@@ -1,6 +1,6 @@
 //! What a long queue costs new mail: two of Postgate run beside each other, one with that queue and
 //! one with none, and get the same load in turn. Were one after the other, what had filled the queue
-//! would have changed the machine, too: memory that is new to it costs ten microseconds a page here.
+//! would have changed the machine, too: what is new memory to a virtual one costs it 10 us a page.
 //!
 //! Both spools are new: where nothing is delivered, no segment is used again.
 
